@@ -1,0 +1,64 @@
+"""What goes into the engine and what comes out of it; torch-free."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request's tokens are chosen, and when it ends.
+
+    temperature 0 is greedy. top_k 0 and top_p 1 are off. Penalties follow vLLM: repetition counts
+    prompt and output, presence and frequency (OpenAI) count output only. `logprobs` is the number
+    of alternatives to report beside the chosen token, None for no logprobs at all. `max_tokens`
+    None means up to the end of the window.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One generated token: its natural-log probability and the most probable alternatives.
+
+    Of the model's own distribution, before temperature, penalties and filters.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one request gained since the last delta.
+
+    text never ends inside a character or inside what may become a stop string, so it can trail
+    token_ids; the last delta carries the rest. finish_reason is set on the last delta alone.
+    stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
+    error: one sentence, with finish_reason "error".
+    """
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None

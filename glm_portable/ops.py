@@ -1,0 +1,221 @@
+"""The dispatch interface: everything a chip must provide to run GLM-4.5.
+
+A backend is a module in `glm_portable/backends/` with the functions of `Ops`. The meaning of each
+is the body of the same name in `backends/reference.py`; a backend that has nothing better for an
+op imports it from there, where a reader can see it.
+
+Shape letters, used as suffixes of tensor names:
+
+    T  tokens in the step        B  sequences in the step     E  routed experts
+    D  hidden size               P  KV pages                  K  experts per token
+    H  query heads               S  slots per KV page         F  expert (or MLP) width
+    G  key/value heads           V  vocabulary                N, R  out and in features
+    C  head size
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glm_portable.config import ModelConfig
+from glm_portable.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A linear weight as the checkpoint holds it, or as a backend's `pack` has laid it out.
+
+    data: (N, R), or (E, N, R) for the experts of a layer; float8_e4m3fn or int8 when quantised.
+    dtype: the type of the activations it multiplies, and of the result.
+    scale: float32; (..., N, 1) when `block` is None, else one number a block of `block` rows and
+        columns: (..., ceil(N / rows), ceil(R / columns)). None when `data` is not quantised.
+    dynamic_activations: the checkpoint was calibrated for activations quantised per token.
+    packed: whatever the backend wants to keep; nobody else looks at it.
+    """
+
+    data: Tensor
+    dtype: torch.dtype
+    scale: Tensor | None = None
+    block: tuple[int, int] | None = None
+    dynamic_activations: bool = False
+    packed: Any = None
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The plain weight, data * scale rounded once: same shape, in `dtype` or `self.dtype`."""
+        dtype = dtype or self.dtype
+        if self.scale is None:
+            return self.data.to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        return (self.data.to(wide) * self.scale_per_element().to(wide)).to(dtype)
+
+    def scale_per_element(self) -> Tensor:
+        """`scale` in a shape that broadcasts against `data`."""
+        assert self.scale is not None
+        if self.block is None:
+            return self.scale
+        n, r = self.data.shape[-2:]
+        rows = self.scale.repeat_interleave(self.block[0], dim=-2)[..., :n, :]
+        return rows.repeat_interleave(self.block[1], dim=-1)[..., :r]
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of one layer in pages of S slots; slot number = page * S + offset."""
+
+    k_PSGC: Tensor
+    v_PSGC: Tensor
+
+    @classmethod
+    def allocate(
+        cls, config: ModelConfig, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+    ) -> "KVCache":
+        """Zeroed pages for one layer."""
+        shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
+        k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        return cls(k, v)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Which tokens one forward pass computes, for any mix of prefill, chunk, decode and verify.
+
+    Sequence b owns tokens query_ends[b - 1] to query_ends[b] of the T in this step. They are the
+    last of its kv_lengths[b] tokens, and its cache lies in pages block_table_BP[b], in order.
+
+    positions_T: int64, position of each token in its sequence.
+    slots_T: int64, where the token's key and value are stored.
+    query_ends_B, kv_lengths_B: int32; query_ends and kv_lengths repeat them on the host.
+    block_table_BP: int32, rows padded with page 0.
+    """
+
+    positions_T: Tensor
+    slots_T: Tensor
+    query_ends_B: Tensor
+    kv_lengths_B: Tensor
+    block_table_BP: Tensor
+    query_ends: tuple[int, ...]
+    kv_lengths: tuple[int, ...]
+
+    @classmethod
+    def build(
+        cls,
+        sequences: Sequence[tuple[int, int, Sequence[int]]],
+        page_size: int,
+        device: torch.device,
+    ) -> "Step":
+        """Lay out sequences given as (tokens already cached, tokens in this step, pages)."""
+        starts = np.array([s for s, _, _ in sequences], dtype=np.int64)
+        counts = np.array([n for _, n, _ in sequences], dtype=np.int64)
+        width = max(len(pages) for _, _, pages in sequences)
+        table = np.zeros((len(sequences), width), dtype=np.int32)
+        for row, (_, _, pages) in zip(table, sequences, strict=True):
+            row[: len(pages)] = pages
+        ends = counts.cumsum()
+        owner = np.repeat(np.arange(len(sequences)), counts)
+        positions = np.arange(ends[-1]) - (ends - counts)[owner] + starts[owner]
+        slots = table[owner, positions // page_size] * np.int64(page_size) + positions % page_size
+        lengths = starts + counts
+
+        def on_device(array: np.ndarray[Any, Any]) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return cls(
+            positions_T=on_device(positions),
+            slots_T=on_device(slots),
+            query_ends_B=on_device(ends.astype(np.int32)),
+            kv_lengths_B=on_device(lengths.astype(np.int32)),
+            block_table_BP=on_device(table),
+            query_ends=tuple(ends.tolist()),
+            kv_lengths=tuple(lengths.tolist()),
+        )
+
+
+class Ops(Protocol):
+    """What a backend provides. Activations have the model's dtype unless a line says otherwise."""
+
+    name: str
+    device: torch.device
+
+    def pack(self, w: Weight) -> Weight:
+        """Lay a weight out for this chip, once, at load. The only place for layout or dialect."""
+
+    def linear(self, x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Tensor:
+        """x @ w.T + bias: (T, N). Quantises the activations itself where the weight calls for it."""
+
+    def rms_norm(
+        self, x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(the RMS norm of x + residual, x + residual), both (T, D)."""
+
+    def silu_mul(self, x_T2F: Tensor) -> Tensor:
+        """silu(first half) * second half: (T, F)."""
+
+    def rope(
+        self,
+        q_THC: Tensor,
+        k_TGC: Tensor,
+        cos_TC: Tensor,
+        sin_TC: Tensor,
+        q_norm_C: Tensor | None = None,
+        k_norm_C: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise each head (if given norms), then rotate its first cos_TC.shape[-1] dimensions.
+
+        cos_TC and sin_TC hold each angle twice, in their first and their second half; dimension i
+        of the first half is rotated against the same dimension of the second (NeoX order).
+        """
+
+    def store(self, k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
+        """Write each token's key and value into its slot."""
+
+    def attend(self, q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
+        """Causal grouped-query attention over the pages, this step's tokens included: (T, H, C)."""
+
+    def route(
+        self, x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig
+    ) -> tuple[Tensor, Tensor]:
+        """(weights_TK float32, experts_TK int32), in the order of choice.
+
+        The gate's product, sigmoid and choice are float32 whatever the model's dtype; `bias_E`
+        enters the choice and never the weights; of equal scores the lower expert wins.
+        """
+
+    def experts(
+        self,
+        x_TD: Tensor,
+        gate_up_E2FD: Weight,
+        down_EDF: Weight,
+        weights_TK: Tensor,
+        experts_TK: Tensor,
+    ) -> Tensor:
+        """The routed mixture: sum over K of weight * down(silu(gate x) * up x), (T, D)."""
+
+
+def names() -> list[str]:
+    """The backends this installation has."""
+    package = importlib.import_module("glm_portable.backends")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+
+
+def load(name: str) -> Ops:
+    """Import a backend by name; "auto" takes the best one this machine can run."""
+    name = detect() if name == "auto" else name
+    if name not in names():
+        raise UsageError(f"backend {name!r} is not one of auto, {', '.join(names())}.")
+    return cast(Ops, importlib.import_module(f"glm_portable.backends.{name}"))
+
+
+def detect() -> str:
+    """The backend for the accelerator that torch sees, or "cpu"."""
+    if torch.cuda.is_available():
+        found = "rocm" if torch.version.hip else "cuda"
+        if found in names():
+            return found
+    return "cpu"
