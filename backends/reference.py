@@ -90,10 +90,8 @@ def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
     return out
 
 
-def route(
-    x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig
-) -> tuple[Tensor, Tensor]:
-    """Sigmoid scores, group-limited choice by score + bias (DeepSeek-V3, arXiv:2412.19437, 2.1.2)."""
+def route(x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Sigmoid scores, group-limited choice by score + bias (DeepSeek-V3, arXiv:2412.19437)."""
     x = _wide(x_TD)
     scores = F.linear(x, gate_ED.to(x.dtype)).sigmoid()
     choice = scores + bias_E.to(x.dtype)

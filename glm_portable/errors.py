@@ -2,4 +2,4 @@
 
 
 class UsageError(ValueError):
-    """Bad input from outside (a file, a flag, a request). The command line turns it into exit code 2."""
+    """Bad input from outside (a file, a flag, a request); exit code 2 on the command line."""

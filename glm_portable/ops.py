@@ -73,7 +73,12 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+        cls,
+        config: ModelConfig,
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> "KVCache":
         """Zeroed pages for one layer."""
         shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
@@ -146,7 +151,7 @@ class Ops(Protocol):
         """Lay a weight out for this chip, once, at load. The only place for layout or dialect."""
 
     def linear(self, x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Tensor:
-        """x @ w.T + bias: (T, N). Quantises the activations itself where the weight calls for it."""
+        """x @ w.T + bias: (T, N). Quantises the activations itself where the weight asks for it."""
 
     def rms_norm(
         self, x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
