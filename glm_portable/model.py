@@ -1,0 +1,266 @@
+"""GLM-4.5, from token ids to logits: the file to read first.
+
+The architecture of GLM-4.5, 4.5-Air, 4.6 and 4.7 (`Glm4MoeForCausalLM`): pre-norm decoder layers
+of grouped-query attention with a partly rotated head, followed by a dense MLP in the first layers
+and by a mixture of experts with a shared expert in the rest; then one extra layer that predicts
+the token after next (MTP). Every arithmetic step is an op of `glm_portable/ops.py`, so this file is
+the same on every chip. Each part pulls its weights from the checkpoint by their names on disk.
+
+Shape letters in names are those of `ops.py`: T tokens, D hidden size, H query heads, G key/value
+heads, C head size, E experts, K experts per token, F expert width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glm_portable.checkpoint import Checkpoint
+from glm_portable.config import ModelConfig
+from glm_portable.ops import KVCache, Ops, Step, Weight
+
+
+@dataclass
+class Trace:
+    """What a forward pass leaves behind when it is asked to, for comparing backends.
+
+    residuals: (T, D) per main layer, the residual stream as it enters the layer.
+    routed: layer -> (weights_TK, experts_TK) of its router.
+    """
+
+    residuals: list[Tensor] = field(default_factory=list)
+    routed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """cos and sin of every token's rotation angles, (T, rotary_dim), each angle twice."""
+
+    cos_TC: Tensor
+    sin_TC: Tensor
+
+    @classmethod
+    def at(cls, positions_T: Tensor, config: ModelConfig, dtype: torch.dtype) -> "Rotary":
+        """Angle i of a position is position * theta^(-2i / rotary_dim), at least in float32."""
+        wide = torch.promote_types(dtype, torch.float32)
+        even = torch.arange(0, config.rotary_dim, 2, dtype=wide, device=positions_T.device)
+        angles = positions_T.to(wide).unsqueeze(1) * config.rope_theta ** (
+            -even / config.rotary_dim
+        )
+        angles = torch.cat([angles, angles], dim=-1)
+        return cls(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+class Attention:
+    """Grouped-query attention: 12 query heads share one key/value head in the real models."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, weights: Checkpoint, prefix: str) -> None:
+        self.ops, self.eps, self.size = ops, config.rms_norm_eps, config.head_dim
+        q_width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.widths = [q_width, kv_width, kv_width]
+        projections = [f"{prefix}.{p}_proj" for p in "qkv"]
+        self.qkv = ops.pack(weights.weight(projections, self.widths, config.hidden_size))
+        self.qkv_bias = None
+        if config.attention_bias:
+            biases = zip(projections, self.widths, strict=True)
+            self.qkv_bias = torch.cat([weights.tensor(f"{p}.bias", (n,)) for p, n in biases])
+        self.out = ops.pack(weights.weight([f"{prefix}.o_proj"], [config.hidden_size], q_width))
+        self.q_norm = self.k_norm = None
+        if config.use_qk_norm:
+            self.q_norm = weights.tensor(f"{prefix}.q_norm.weight", (self.size,))
+            self.k_norm = weights.tensor(f"{prefix}.k_norm.weight", (self.size,))
+
+    def __call__(self, x_TD: Tensor, rotary: Rotary, cache: KVCache, step: Step) -> Tensor:
+        qkv = self.ops.linear(x_TD, self.qkv, self.qkv_bias)
+        q_THC, k_TGC, v_TGC = (
+            x.unflatten(-1, (-1, self.size)) for x in qkv.split(self.widths, dim=-1)
+        )
+        q_THC, k_TGC = self.ops.rope(
+            q_THC, k_TGC, rotary.cos_TC, rotary.sin_TC, self.q_norm, self.k_norm, self.eps
+        )
+        self.ops.store(k_TGC, v_TGC, cache, step)
+        y_THC = self.ops.attend(q_THC, cache, step, self.size**-0.5)
+        return self.ops.linear(y_THC.flatten(1), self.out)
+
+
+class MLP:
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(
+        self, config: ModelConfig, ops: Ops, weights: Checkpoint, prefix: str, width: int
+    ) -> None:
+        self.ops = ops
+        d = config.hidden_size
+        gate_up = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
+        self.gate_up = ops.pack(weights.weight(gate_up, [width, width], d))
+        self.down = ops.pack(weights.weight([f"{prefix}.down_proj"], [d], width))
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        return self.ops.linear(self.ops.silu_mul(self.ops.linear(x_TD, self.gate_up)), self.down)
+
+
+class MoE:
+    """Routed experts, chosen per token, plus a shared expert that every token passes unscaled."""
+
+    def __init__(
+        self, config: ModelConfig, ops: Ops, weights: Checkpoint, prefix: str, layer: int
+    ) -> None:
+        self.config, self.ops, self.layer = config, ops, layer
+        count, d, width = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        # The bias is a large offset with a tiny spread: rounded to BF16 it re-routes most tokens.
+        wide = torch.promote_types(weights.dtype, torch.float32)
+        self.gate = weights.tensor(f"{prefix}.gate.weight", (count, d), wide)
+        self.bias = weights.tensor(f"{prefix}.gate.e_score_correction_bias", (count,), wide)
+        gate_up = ("gate_proj", "up_proj")
+        self.gate_up = ops.pack(weights.experts(f"{prefix}.experts", gate_up, count, width, d))
+        self.down = ops.pack(weights.experts(f"{prefix}.experts", ("down_proj",), count, d, width))
+        shared_width = width * config.n_shared_experts
+        self.shared = MLP(config, ops, weights, f"{prefix}.shared_experts", shared_width)
+
+    def __call__(self, x_TD: Tensor, trace: Trace | None) -> Tensor:
+        weights_TK, experts_TK = self.ops.route(x_TD, self.gate, self.bias, self.config)
+        if trace is not None:
+            trace.routed[self.layer] = weights_TK, experts_TK
+        routed = self.ops.experts(x_TD, self.gate_up, self.down, weights_TK, experts_TK)
+        return routed + self.shared(x_TD)
+
+
+class Layer:
+    """One decoder layer; hands on its output and the residual stream, summed in the next norm."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, weights: Checkpoint, index: int) -> None:
+        self.ops, self.eps = ops, config.rms_norm_eps
+        prefix, d = f"model.layers.{index}", config.hidden_size
+        self.input_norm = weights.tensor(f"{prefix}.input_layernorm.weight", (d,))
+        self.attention = Attention(config, ops, weights, f"{prefix}.self_attn")
+        self.post_norm = weights.tensor(f"{prefix}.post_attention_layernorm.weight", (d,))
+        self.mlp: MLP | None = None
+        self.moe: MoE | None = None
+        if index < config.first_k_dense_replace:
+            self.mlp = MLP(config, ops, weights, f"{prefix}.mlp", config.intermediate_size)
+        else:
+            self.moe = MoE(config, ops, weights, f"{prefix}.mlp", index)
+
+    def __call__(
+        self,
+        x_TD: Tensor,
+        residual_TD: Tensor | None,
+        rotary: Rotary,
+        cache: KVCache,
+        step: Step,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        normed, residual = self.ops.rms_norm(x_TD, self.input_norm, self.eps, residual_TD)
+        if trace is not None:
+            trace.residuals.append(residual)
+        x_TD = self.attention(normed, rotary, cache, step)
+        normed, residual = self.ops.rms_norm(x_TD, self.post_norm, self.eps, residual)
+        if self.moe is not None:
+            return self.moe(normed, trace), residual
+        assert self.mlp is not None
+        return self.mlp(normed), residual
+
+
+class MTP:
+    """Multi-token prediction: one more layer guesses token i + 2 from hidden i and token i + 1."""
+
+    def __init__(
+        self, config: ModelConfig, ops: Ops, weights: Checkpoint, embed_VD: Tensor, head: Weight
+    ) -> None:
+        self.ops, self.config, self.eps = ops, config, config.rms_norm_eps
+        index, d = config.num_hidden_layers, config.hidden_size
+        prefix = f"model.layers.{index}"
+        self.embed = self._own_embed(weights, prefix, embed_VD)
+        self.head = self._own_head(weights, prefix, embed_VD, head)
+        self.enorm = weights.tensor(f"{prefix}.enorm.weight", (d,))
+        self.hnorm = weights.tensor(f"{prefix}.hnorm.weight", (d,))
+        self.eh_proj = ops.pack(weights.weight([f"{prefix}.eh_proj"], [d], 2 * d))
+        self.layer = Layer(config, ops, weights, index)
+        self.norm = weights.tensor(f"{prefix}.shared_head.norm.weight", (d,))
+
+    def _own_embed(self, weights: Checkpoint, prefix: str, embed_VD: Tensor) -> Tensor:
+        """GLM-4.6 has no embedding here and the others repeat the model's: keep one in memory."""
+        name = f"{prefix}.embed_tokens.weight"
+        if not weights.has(name):
+            return embed_VD
+        own = weights.tensor(name, tuple(embed_VD.shape))
+        return embed_VD if torch.equal(own, embed_VD) else own
+
+    def _own_head(self, weights: Checkpoint, prefix: str, embed_VD: Tensor, head: Weight) -> Weight:
+        """As for the embedding; FP8 files round this copy, so there too the model's head serves."""
+        name = f"{prefix}.shared_head.head"
+        if weights.has(f"{name}.weight_scale"):
+            weights.skip(f"{name}.weight")
+            weights.skip(f"{name}.weight_scale")
+        elif weights.has(f"{name}.weight"):
+            v, d = embed_VD.shape
+            own = weights.weight([name], [v], d)
+            tied = self.config.tie_word_embeddings
+            model_head = embed_VD if tied else weights.tensor("lm_head.weight", (v, d))
+            return head if torch.equal(own.data, model_head) else self.ops.pack(own)
+        return head
+
+    def __call__(self, next_ids_T: Tensor, hidden_TD: Tensor, step: Step, cache: KVCache) -> Tensor:
+        """Hidden states after the layer's own norm, (T, D).
+
+        next_ids_T: the token that follows each position; hidden_TD: the model's output there (or
+        this layer's, when drafting further); step: that of hidden_TD. The layer's cache has a
+        slot for each of them, and rotates by the position of the token that follows.
+        """
+        embedded, _ = self.ops.rms_norm(F.embedding(next_ids_T, self.embed), self.enorm, self.eps)
+        hidden, _ = self.ops.rms_norm(hidden_TD, self.hnorm, self.eps)
+        x = self.ops.linear(torch.cat([embedded, hidden], dim=-1), self.eh_proj)
+        rotary = Rotary.at(step.positions_T + 1, self.config, x.dtype)
+        x, residual = self.layer(x, None, rotary, cache, step)
+        return self.ops.rms_norm(x, self.norm, self.eps, residual)[0]
+
+
+class Model:
+    """A loaded model on one backend. Holds weights and no state: caches belong to the caller."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, weights: Checkpoint) -> None:
+        self.config, self.ops, self.dtype = config, ops, weights.dtype
+        v, d = config.vocab_size, config.hidden_size
+        self.embed = weights.tensor("model.embed_tokens.weight", (v, d))
+        self.layers = [Layer(config, ops, weights, i) for i in range(config.num_hidden_layers)]
+        self.norm = weights.tensor("model.norm.weight", (d,))
+        if config.tie_word_embeddings:
+            self.head = ops.pack(Weight(self.embed, weights.dtype))
+        else:
+            self.head = ops.pack(weights.weight(["lm_head"], [v], d))
+        self.mtp: MTP | None = None
+        if config.num_nextn_predict_layers and _has_mtp(config, weights):
+            self.mtp = MTP(config, ops, weights, self.embed, self.head)
+        weights.finish()
+
+    def allocate(self, pages: int, page_size: int) -> list[KVCache]:
+        """A cache for each main layer and, last, one for the MTP layer if there is one."""
+        count = len(self.layers) + (self.mtp is not None)
+        return [
+            KVCache.allocate(self.config, pages, page_size, self.dtype, self.ops.device)
+            for _ in range(count)
+        ]
+
+    def forward(
+        self, ids_T: Tensor, step: Step, caches: Sequence[KVCache], trace: Trace | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm, (T, D); keys and values go into the caches."""
+        x, residual = F.embedding(ids_T, self.embed), None
+        rotary = Rotary.at(step.positions_T, self.config, self.dtype)
+        for layer, cache in zip(self.layers, caches[: len(self.layers)], strict=True):
+            x, residual = layer(x, residual, rotary, cache, step, trace)
+        return self.ops.rms_norm(x, self.norm, self.config.rms_norm_eps, residual)[0]
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """(T, V), float32 at least; rows of the vocabulary beyond the tokenizer's are untrained."""
+        logits = self.ops.linear(hidden_TD, self.head)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _has_mtp(config: ModelConfig, weights: Checkpoint) -> bool:
+    """Tools that re-save a checkpoint drop the MTP layer and keep its count in the config."""
+    prefix = f"model.layers.{config.num_hidden_layers}"
+    return any(weights.has(f"{prefix}.{n}.weight") for n in ("eh_proj", "enorm", "hnorm"))
