@@ -192,9 +192,10 @@ class MTP:
     def _own_head(self, weights: Checkpoint, prefix: str, embed_VD: Tensor, head: Weight) -> Weight:
         """As for the embedding; FP8 files round this copy, so there too the model's head serves."""
         name = f"{prefix}.shared_head.head"
-        if weights.has(f"{name}.weight_scale"):
+        scales = [s for s in ("scale", "scale_inv") if weights.has(f"{name}.weight_{s}")]
+        if scales:
             weights.skip(f"{name}.weight")
-            weights.skip(f"{name}.weight_scale")
+            weights.skip(f"{name}.weight_{scales[0]}")
         elif weights.has(f"{name}.weight"):
             v, d = embed_VD.shape
             own = weights.weight([name], [v], d)
@@ -256,8 +257,17 @@ class Model:
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """(T, V), float32 at least; rows of the vocabulary beyond the tokenizer's are untrained."""
-        logits = self.ops.linear(hidden_TD, self.head)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return _logits(self.ops, hidden_TD, self.head)
+
+    def mtp_logits(self, hidden_TD: Tensor) -> Tensor:
+        """As `logits`, of hidden states that `mtp` returned."""
+        assert self.mtp is not None
+        return _logits(self.ops, hidden_TD, self.mtp.head)
+
+
+def _logits(ops: Ops, hidden_TD: Tensor, head: Weight) -> Tensor:
+    logits = ops.linear(hidden_TD, head)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _has_mtp(config: ModelConfig, weights: Checkpoint) -> bool:

@@ -1,0 +1,26 @@
+# make serve   set up and serve the embedded pocket model      (PORT=8123, ARGS="--max-num-seqs 4")
+# make test    set up and run the tests
+# make check   set up and run ruff format, ruff and mypy
+PYTHON ?= python3
+PORT ?= 8000
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: serve test check
+serve: .venv/installed
+	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
+
+test: .venv/installed
+	$(BIN)/pytest -q $(ARGS)
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "glm-portable needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
