@@ -1,8 +1,8 @@
 """The words that chats are made of, each pool in two parts: for training, and held out.
 
-A word of a `test` part never stands where the task draws it in a training chat, so a right answer
-on the held-out split is not a remembered one. What the model was trained on is exactly this: a
-changed word here makes the shipped model's figures those of another model.
+Training chats draw from the `train` parts alone, and the held-out ones from the `test` parts, so a
+right answer there is not a remembered one. The shipped model was trained on exactly these words: a
+changed one makes its published figures those of another model.
 """
 
 from dataclasses import dataclass
