@@ -80,7 +80,8 @@ def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
     begin = 0
     for b, (end, length) in enumerate(zip(step.query_ends, step.kv_lengths, strict=True)):
         k_LGC, v_LGC = (_gather(pages, step, b, length) for pages in (cache.k_PSGC, cache.v_PSGC))
-        q = q_THC[begin:end].unflatten(1, (k_LGC.shape[1], -1))  # (T, G, H / G, C)
+        q = q_THC[begin:end]
+        q = q.reshape(len(q), k_LGC.shape[1], -1, q.shape[-1])  # (T, G, H / G, C)
         scores = torch.einsum("tgmc,lgc->gmtl", q, k_LGC.to(q.dtype)) * scale
         query = torch.arange(length - (end - begin), length).unsqueeze(1)
         scores = scores.masked_fill(torch.arange(length) > query, float("-inf"))
@@ -96,7 +97,7 @@ def route(x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tu
     scores = F.linear(x, gate_ED.to(x.dtype)).sigmoid()
     choice = scores + bias_E.to(x.dtype)
     if cfg.n_group > 1:
-        groups = choice.unflatten(-1, (cfg.n_group, -1))
+        groups = choice.view(len(choice), cfg.n_group, -1)
         best = groups.topk(2, dim=-1).values.sum(-1)
         keep = torch.zeros_like(best).scatter_(1, _first_largest(best, cfg.topk_group), 1.0).bool()
         choice = groups.masked_fill(~keep.unsqueeze(-1), float("-inf")).flatten(-2)
@@ -116,7 +117,7 @@ def experts(
 ) -> Tensor:
     """One expert after the other over the tokens that chose it; the sum in float32 at least."""
     out = torch.zeros_like(_wide(x_TD))
-    for e in experts_TK.unique().tolist():
+    for e in sorted(set(experts_TK.flatten().tolist())):
         tokens, choice = (experts_TK == e).nonzero(as_tuple=True)
         hidden = silu_mul(linear(x_TD[tokens], _one(gate_up_E2FD, e)))
         y = _wide(linear(hidden, _one(down_EDF, e)))
@@ -136,7 +137,8 @@ def _rms(x: Tensor, w: Tensor, eps: float) -> Tensor:
 
 def _rotate(x_TMC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     cos, sin = cos_TC.unsqueeze(1), sin_TC.unsqueeze(1)
-    turned, kept = x_TMC.split([cos.shape[-1], x_TMC.shape[-1] - cos.shape[-1]], dim=-1)
+    width = cos.shape[-1]
+    turned, kept = x_TMC[..., :width], x_TMC[..., width:]
     low, high = turned.chunk(2, dim=-1)
     return torch.cat([turned * cos + torch.cat([-high, low], dim=-1) * sin, kept], dim=-1)
 

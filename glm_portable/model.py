@@ -76,7 +76,7 @@ class Attention:
     def __call__(self, x_TD: Tensor, rotary: Rotary, cache: KVCache, step: Step) -> Tensor:
         qkv = self.ops.linear(x_TD, self.qkv, self.qkv_bias)
         q_THC, k_TGC, v_TGC = (
-            x.unflatten(-1, (-1, self.size)) for x in qkv.split(self.widths, dim=-1)
+            x.view(len(x), -1, self.size) for x in torch.split(qkv, self.widths, dim=-1)
         )
         q_THC, k_TGC = self.ops.rope(
             q_THC, k_TGC, rotary.cos_TC, rotary.sin_TC, self.q_norm, self.k_norm, self.eps

@@ -57,7 +57,9 @@ def prefill(model: Model, length: int) -> tuple[Step, list[KVCache]]:
     return Step.build([(0, length, order)], PAGE, model.ops.device), model.allocate(pages + 1, PAGE)
 
 
-def load_ours(folder: Path, backend: str = "reference", dtype: torch.dtype = torch.float32) -> Model:
+def load_ours(
+    folder: Path, backend: str = "reference", dtype: torch.dtype = torch.float32
+) -> Model:
     config = ModelConfig.load(folder)
     return Model(config, ops.load(backend), Checkpoint(folder, config, dtype=dtype))
 
@@ -74,14 +76,16 @@ def duplicate_experts(tensors: dict[str, Tensor]) -> None:
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=str)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
     config, bias_range = CONFIGS[request.param]
     tensors = random_tensors(config, bias_range=bias_range)
     if request.param == "tied scores":
         duplicate_experts(tensors)
     folder = tmp_path_factory.mktemp("checkpoint")
     write_files(folder, config, tensors)
-    theirs = Glm4MoeForCausalLM.from_pretrained(
+    theirs: Any = Glm4MoeForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.inference_mode():
