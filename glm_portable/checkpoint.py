@@ -6,7 +6,9 @@ and not others: `X.weight_scale` (compressed-tensors: one number an output chann
 weight = data * scale. What is missing, misshapen or left over is an error that names it.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from glm_portable.shards import Entry, open_folder
 SCALES = (".weight_scale", ".weight_scale_inv")
 KINDS = {torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
 CPU = torch.device("cpu")
+READERS = min(8, os.cpu_count() or 1)
 
 
 class Checkpoint:
@@ -132,15 +135,20 @@ class Checkpoint:
         dtype = stored if stored in KINDS else self.dtype
         shape = (len(rows), sum(outs), in_features)
         data = torch.empty(shape, dtype=dtype, device=self.device)
-        for matrix, row in zip(data, entries, strict=True):
-            for part, entry in zip(matrix.split(list(outs)), row, strict=True):
-                entry.read_into(part)
-                self._used(entry.name)
+        self._fill(data, entries, list(outs))
         if stored not in KINDS:
             return Weight(data, self.dtype)
         assert self.config.quantization is not None
         scale, block = self._scales(rows, outs, in_features)
         return Weight(data, self.dtype, scale, block, self.config.quantization.dynamic_activations)
+
+    def _fill(self, data: Tensor, rows: Sequence[Sequence[Entry]], outs: list[int]) -> None:
+        """Read each row's parts into their places; reading and faulting memory in share cores."""
+        parts = [part for matrix in data for part in matrix.split(outs)]
+        entries = [entry for row in rows for entry in row]
+        with ThreadPoolExecutor(READERS) as pool:
+            for entry, _ in zip(entries, pool.map(Entry.read_into, entries, parts), strict=True):
+                self._used(entry.name)
 
     def _scales(
         self, rows: Sequence[Sequence[str]], outs: Sequence[int], in_features: int
