@@ -1,0 +1,1 @@
+"""Judging a backend against the reference."""

@@ -1,0 +1,87 @@
+"""How far a result is from the exact one, and the rule that says whether that is too far.
+
+A fixed tolerance is either too loose for easy inputs or too tight for hard ones. So the yardstick
+is plain PyTorch in the same precision on the same inputs: a backend may be at most `K` times as
+far from the float64 result (as FlashAttention's tests and torch._dynamo's accuracy check do).
+A ratio of norms cannot see everything, so three more things are looked at: the slope (a result
+scaled by a constant), the largest single error (one bad row among many), and which values are not
+finite.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+K = 2.0
+K_TAIL = 4.0
+# Relative error that is always allowed: float32 sums in another order differ by about this.
+FLOOR = 1e-6
+SLOPE = 2e-3
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How `actual` differs from `exact`.
+
+    nmse: |actual - exact|^2 / |exact|^2.
+    slope: the s for which s * exact is nearest to actual; 1 for an unbiased result.
+    tail: the largest |actual - exact|, in units of the root mean square of exact.
+    finite: whether both are infinite and NaN in the same places (the rest is compared).
+    """
+
+    nmse: float
+    slope: float
+    tail: float
+    finite: bool
+
+    @property
+    def error(self) -> float:
+        """Relative root-mean-square error."""
+        return self.nmse**0.5
+
+
+def distance(actual: Tensor, exact: Tensor) -> Distance:
+    """Compare two tensors of one shape, in float64."""
+    assert actual.shape == exact.shape, f"{actual.shape=} {exact.shape=}"
+    a, e = actual.detach().double().flatten(), exact.detach().double().flatten()
+    both = a.isfinite() & e.isfinite()
+    same = _same_nonfinite(a, e)
+    a, e = a[both], e[both]
+    if e.numel() == 0:
+        return Distance(0.0, 1.0, 0.0, same)
+    power = max(e.square().sum().item(), torch.finfo(torch.float64).tiny)
+    difference = a - e
+    return Distance(
+        nmse=difference.square().sum().item() / power,
+        slope=1 + (difference @ e).item() / power,
+        tail=difference.abs().max().item() / (power / e.numel()) ** 0.5,
+        finite=same,
+    )
+
+
+def faults(actual: Tensor, plain: Tensor, exact: Tensor) -> list[str]:
+    """What is wrong with `actual`, one sentence a finding; empty if it passes.
+
+    plain: plain PyTorch in the precision of `actual`. exact: the same computation in float64.
+    """
+    ours, theirs = distance(actual, exact), distance(plain, exact)
+    found = []
+    if not ours.finite:
+        found.append("infinite or NaN values are not where the exact result has them")
+    limit = K * theirs.error + FLOOR
+    if not ours.error <= limit:
+        found.append(f"error {ours.error:.3g} exceeds {limit:.3g} ({K:g} times plain PyTorch's)")
+    drift = K * abs(theirs.slope - 1) + SLOPE
+    if not abs(ours.slope - 1) <= drift:
+        found.append(f"slope {ours.slope:.5f} is further than {drift:.3g} from 1")
+    limit = K_TAIL * theirs.tail + 10 * FLOOR
+    if not ours.tail <= limit:
+        found.append(f"largest error {ours.tail:.3g} exceeds {limit:.3g} (in units of the RMS)")
+    return found
+
+
+def _same_nonfinite(a: Tensor, e: Tensor) -> bool:
+    same_nan = torch.equal(a.isnan(), e.isnan())
+    infinite = a.isinf() | e.isinf()
+    return same_nan and torch.equal(a[infinite], e[infinite])
