@@ -1,0 +1,67 @@
+"""What both kinds of answer have in common: their frame and the token count."""
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from glm_portable.serve.generation import Generation
+from glm_portable.serve.usage import Usage
+
+
+class Answer(ABC):
+    """An answer under way; read it once, as chunks or as a whole.
+
+    include_usage: a last chunk carries the token count (`usage` is null in the others).
+    continuous_usage: every chunk carries the count so far.
+    """
+
+    whole_object: str
+    chunk_object: str
+    id_prefix: str
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        model: str,
+        usage: Usage,
+        include_usage: bool = False,
+        continuous_usage: bool = False,
+    ) -> None:
+        self.generation, self.usage = generation, usage
+        self._model, self._created = model, int(time.time())
+        self._id = f"{self.id_prefix}-{secrets.token_hex(16)}"
+        self._include_usage, self._continuous_usage = include_usage, continuous_usage
+
+    @abstractmethod
+    async def whole(self) -> dict[str, Any]:
+        """The answer as one object, when it is complete. Raises ApiError."""
+
+    @abstractmethod
+    def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The answer piece by piece. Raises ApiError."""
+
+    def body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._frame(self.whole_object, choices) | {"usage": self.usage.body()}
+
+    def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        frame = self._frame(self.chunk_object, choices)
+        if self._include_usage:
+            frame["usage"] = self.usage.body() if self._continuous_usage else None
+        return frame
+
+    def final_chunks(self) -> Iterator[dict[str, Any]]:
+        """After the last choice: the count, if it was asked for."""
+        if self._include_usage:
+            yield self.chunk([]) | {"usage": self.usage.body()}
+
+    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }

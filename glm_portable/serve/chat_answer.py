@@ -1,0 +1,173 @@
+"""Answers of /v1/chat/completions, streamed and whole, from the same events."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from glm_portable.engine.types import Delta, TokenLogprob
+from glm_portable.serve.answer import Answer
+from glm_portable.serve.events import (
+    Content,
+    Event,
+    Reasoning,
+    ToolCall,
+    ToolCallArguments,
+    ToolCallStart,
+    fold,
+)
+from glm_portable.serve.generation import Generation
+from glm_portable.serve.logprobs import Vocabulary, chat_logprobs
+from glm_portable.serve.parsing import Parser
+
+
+@dataclass
+class ChatChoice:
+    """One choice in the making.
+
+    prefix: the beginning of the call that the prompt wrote for the model. single_call: the choice
+    ends with its first call, whatever the model would still write.
+    """
+
+    parser: Parser
+    prefix: str = ""
+    single_call: bool = False
+    started: bool = False
+    called: bool = False
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    events: list[Event] = field(default_factory=list)
+    tokens: list[TokenLogprob] = field(default_factory=list)
+
+    def take(self, delta: Delta) -> list[Event]:
+        """The events of the next delta; sets finish_reason with the last ones."""
+        text, self.prefix = self.prefix + delta.text, ""
+        events = self.parser.feed(text)
+        if delta.finish_reason is not None:
+            events += self.parser.finish()
+        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+        events = list(self._allowed(events))
+        if self.called and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return events
+
+    def _allowed(self, events: Iterable[Event]) -> Iterable[Event]:
+        for event in events:
+            after_call = self.called and not isinstance(event, ToolCallArguments)
+            if self.single_call and after_call:
+                self.finish_reason, self.stop_reason = "stop", None
+                return
+            self.called |= isinstance(event, ToolCallStart)
+            yield event
+
+
+class ChatAnswer(Answer):
+    """Puts the deltas of a generation together, into chunks or into one object."""
+
+    whole_object, chunk_object, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def __init__(
+        self,
+        generation: Generation,
+        choices: Sequence[ChatChoice],
+        vocabulary: Vocabulary,
+        *,
+        logprobs: bool,
+        **common: Any,
+    ) -> None:
+        super().__init__(generation, **common)
+        self._choices, self._vocabulary, self._logprobs = choices, vocabulary, logprobs
+
+    async def whole(self) -> dict[str, Any]:
+        async for choice, events, delta in self._take():
+            choice.events += events
+            choice.tokens += delta.logprobs
+        return self.body([self._whole_choice(*pair) for pair in enumerate(self._choices)])
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        async for choice, events, delta in self._take():
+            choice.tokens += delta.logprobs
+            for message in self._messages(choice, events):
+                yield self._chunk(choice, message)
+            if choice.finish_reason is not None:
+                yield self._chunk(choice, {}, last=True)
+        for chunk in self.final_chunks():
+            yield chunk
+
+    async def _take(self) -> AsyncIterator[tuple[ChatChoice, list[Event], Delta]]:
+        async for index, delta in self.generation.deltas():
+            choice = self._choices[index]
+            self.usage.count(delta)
+            events = choice.take(delta)
+            if choice.finish_reason is not None:
+                self.generation.stop(index)
+            yield choice, events, delta
+
+    def _messages(self, choice: ChatChoice, events: Sequence[Event]) -> list[dict[str, Any]]:
+        """The role goes out with the first token, not before: its time is the time to it."""
+        opening = [] if choice.started else [{"role": "assistant", "content": ""}]
+        choice.started = True
+        return opening + ([message_delta(events)] if events else [])
+
+    def _chunk(
+        self, choice: ChatChoice, message: dict[str, Any], last: bool = False
+    ) -> dict[str, Any]:
+        tokens, choice.tokens = choice.tokens, []
+        body = {
+            "index": self._choices.index(choice),
+            "delta": message,
+            "logprobs": self._logprobs_of(tokens) if tokens else None,
+            "finish_reason": choice.finish_reason if last else None,
+        }
+        return self.chunk([body | ({"stop_reason": choice.stop_reason} if last else {})])
+
+    def _whole_choice(self, index: int, choice: ChatChoice) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": message(choice.events),
+            "logprobs": self._logprobs_of(choice.tokens),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+
+    def _logprobs_of(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        return {"content": chat_logprobs(tokens, self._vocabulary)} if self._logprobs else None
+
+
+def message(events: Sequence[Event]) -> dict[str, Any]:
+    """The assistant's message; content is null where there is thinking or a call instead of it."""
+    parsed = fold(events)
+    instead = parsed.reasoning is not None or parsed.tool_calls
+    body: dict[str, Any] = {
+        "role": "assistant",
+        "content": parsed.content if parsed.content is not None or instead else "",
+    }
+    if parsed.reasoning is not None:
+        body["reasoning_content"] = parsed.reasoning
+    if parsed.tool_calls:
+        body["tool_calls"] = [_call(call) for call in parsed.tool_calls]
+    return body
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def message_delta(events: Sequence[Event]) -> dict[str, Any]:
+    """What events add to a streamed message; the pieces of one call are one entry."""
+    reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
+    content = "".join(event.text for event in events if isinstance(event, Content))
+    calls: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if isinstance(event, ToolCallStart):
+            opening = _call(ToolCall(event.id, event.name, ""))
+            calls[event.index] = {"index": event.index} | opening
+        elif isinstance(event, ToolCallArguments):
+            blank = {"index": event.index, "function": {"arguments": ""}}
+            calls.setdefault(event.index, blank)["function"]["arguments"] += event.text
+    fields = {
+        "reasoning_content": reasoning,
+        "content": content,
+        "tool_calls": list(calls.values()),
+    }
+    return {name: value for name, value in fields.items() if value}

@@ -1,0 +1,121 @@
+"""The bridge from the engine's thread to the server's event loop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from glm_portable.engine.types import Delta, SamplingParams
+from glm_portable.serve.errors import ApiError, internal_error, unavailable
+
+
+class Engine(Protocol):
+    """What the server needs of `glm_portable.engine.engine.Engine`; every method is thread-safe."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests can still be served."""
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+    ) -> Any:
+        """Queue a request; deltas come on the engine's thread. UsageError: it cannot be served."""
+
+    def cancel(self, request_id: Any) -> None:
+        """Free a request's pages at the next step; no effect on one that has ended."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One choice to generate."""
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+
+
+class Generation:
+    """The choices of one HTTP request, generated together.
+
+    Used as `async with`: whatever has not ended when the block is left, for any reason, is
+    cancelled. Deltas wait in a queue of their own, so a slow client never holds the engine; the
+    queue is bounded by the length of the answers.
+    """
+
+    def __init__(self, engine: Engine, jobs: Sequence[Job], registry: "set[Generation]") -> None:
+        """`registry` holds this object from its start to its end."""
+        self._engine, self._jobs, self._registry = engine, jobs, registry
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+        self._running: dict[int, Any] = {}
+
+    def start(self) -> None:
+        """Submit every job; if one is refused, none runs. Raises the engine's UsageError."""
+        self._registry.add(self)
+        try:
+            for index, job in enumerate(self._jobs):
+                receive = self._receiver(index)
+                self._running[index] = self._engine.submit(job.prompt_ids, job.params, receive)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _receiver(self, index: int) -> Callable[[Delta], None]:
+        def receive(delta: Delta) -> None:
+            # The loop is closed only when the server was forced to stop: nobody is waiting then.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, delta))
+
+        return receive
+
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+        """(choice, delta) as they come, until every choice has ended.
+
+        Raises ApiError when the engine failed or gave up a choice.
+        """
+        while self._running:
+            index, delta = await self._queue.get()
+            if index not in self._running:
+                continue
+            _raise_failure(delta)
+            if delta.finish_reason is not None:
+                del self._running[index]
+            yield index, delta
+
+    def stop(self, index: int) -> None:
+        """End one choice early; no further delta of it is delivered."""
+        if index in self._running:
+            self._engine.cancel(self._running.pop(index))
+
+    def cancel(self) -> None:
+        """End every choice."""
+        self._registry.discard(self)
+        for index in list(self._running):
+            self.stop(index)
+
+    def abort(self) -> None:
+        """Make `deltas` raise: the server cannot wait for the rest."""
+        for index in self._running:
+            self._queue.put_nowait((index, Delta(finish_reason="abort")))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+
+def _raise_failure(delta: Delta) -> None:
+    if delta.finish_reason == "abort":
+        raise unavailable("The server stopped before the answer was complete; send it again.")
+    if delta.finish_reason == "error":
+        raise ApiError(500, delta.error, code="engine_error") if delta.error else internal_error()

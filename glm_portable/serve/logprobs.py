@@ -1,0 +1,76 @@
+"""Log probabilities in the two forms of the OpenAI API."""
+
+import codecs
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from glm_portable.engine.types import TokenLogprob
+
+LOWEST = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
+
+
+class Vocabulary(Protocol):
+    """What this module needs of `glm_portable.tokenizer.Tokenizer`."""
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """The `logprobs.content` of a chat choice: one entry a token, end-of-text included."""
+    return [
+        _chat_entry(token.token_id, token.logprob, vocabulary)
+        | {"top_logprobs": [_chat_entry(*pair, vocabulary) for pair in token.top]}
+        for token in tokens
+    ]
+
+
+def _chat_entry(token_id: int, logprob: float, vocabulary: Vocabulary) -> dict[str, Any]:
+    raw = vocabulary.token_bytes(token_id)
+    text = raw.decode(errors="replace")
+    return {"token": text, "logprob": max(logprob, LOWEST), "bytes": list(raw)}
+
+
+class CompletionLogprobs:
+    """The `logprobs` of a text completion, in pieces as the tokens come.
+
+    Alternatives are keyed by token text; a part of a character is written bytes:\\xe2\\x80, so
+    that two such tokens do not collide. `text_offset` counts characters from the first generated.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def take(self, tokens: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        """The four lists for these tokens."""
+        return {
+            "tokens": [self._text(token.token_id) for token in tokens],
+            "token_logprobs": [max(token.logprob, LOWEST) for token in tokens],
+            "top_logprobs": [self._top(token) for token in tokens],
+            "text_offset": [self._advance(token.token_id) for token in tokens],
+        }
+
+    def _top(self, token: TokenLogprob) -> dict[str, float]:
+        """The alternatives and the token itself, whichever rank it has."""
+        pairs = [*token.top, (token.token_id, token.logprob)]
+        return {self._text(token_id): max(logprob, LOWEST) for token_id, logprob in pairs}
+
+    def _text(self, token_id: int) -> str:
+        raw = self._vocabulary.token_bytes(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def _advance(self, token_id: int) -> int:
+        start = self._offset
+        self._offset += len(self._decoder.decode(self._vocabulary.token_bytes(token_id)))
+        return start
+
+
+def joined(pieces: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """Pieces of `CompletionLogprobs.take`, in order, as one."""
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    return {name: [entry for piece in pieces for entry in piece[name]] for name in names}

@@ -1,0 +1,143 @@
+"""The OpenAI endpoints: from a checked request to a running generation and its answer."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from glm_portable.errors import UsageError
+from glm_portable.serve.answer import Answer
+from glm_portable.serve.body import read
+from glm_portable.serve.chat import Prompt
+from glm_portable.serve.chat_answer import ChatAnswer, ChatChoice
+from glm_portable.serve.completion_answer import CompletionAnswer
+from glm_portable.serve.errors import from_usage_error
+from glm_portable.serve.generation import Job
+from glm_portable.serve.openapi import describe
+from glm_portable.serve.parsing import Parser
+from glm_portable.serve.protocol import ChatRequest, CompletionRequest
+from glm_portable.serve.sampling import for_each_choice, sampling_params
+from glm_portable.serve.service import Service
+from glm_portable.serve.streaming import ClientGone, EventStream, encode, unless_disconnected
+from glm_portable.serve.tools import opening
+from glm_portable.serve.usage import Usage
+
+
+def router(service: Service) -> APIRouter:
+    """The endpoints under /v1."""
+    routes = APIRouter(prefix="/v1")
+    started = int(time.time())
+
+    @routes.post("/chat/completions", **describe(ChatRequest, "Answer a conversation."))
+    async def chat_completions(request: Request) -> Response:
+        service.admit()
+        body = await read(request, ChatRequest, service.settings.max_body_bytes)
+        return await respond(request, await start_chat(service, body), body.stream)
+
+    @routes.post("/completions", **describe(CompletionRequest, "Continue a text."))
+    async def completions(request: Request) -> Response:
+        service.admit()
+        body = await read(request, CompletionRequest, service.settings.max_body_bytes)
+        return await respond(request, await start_completion(service, body), body.stream)
+
+    def card(name: str) -> dict[str, Any]:
+        facts = {"object": "model", "created": started, "owned_by": "glm-portable"}
+        return {"id": name, **facts, "max_model_len": service.max_model_len}
+
+    @routes.get("/models", **describe(None, "The names of the served model."))
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [card(n) for n in service.settings.served_model_names]}
+
+    # A name may hold slashes (zai-org/GLM-4.5).
+    @routes.get("/models/{name:path}", **describe(None, "One served model."))
+    async def model(name: str) -> dict[str, Any]:
+        return card(service.model(name))
+
+    return routes
+
+
+async def respond(request: Request, answer: Answer, stream: bool | None) -> Response:
+    """Send the answer; if the client goes away, the generation ends."""
+    if stream:
+        return EventStream(answer.generation, answer.chunks())
+    async with answer.generation:
+        try:
+            whole = await unless_disconnected(request.receive, answer.whole())
+        except ClientGone:
+            return Response(status_code=499)  # reaches nobody but the access log
+    return Response(encode(whole), media_type="application/json")
+
+
+async def start_chat(service: Service, request: ChatRequest) -> ChatAnswer:
+    """Render the conversation and start its choices. Raises ApiError."""
+    model = service.model(request.model)
+    prefix = opening(request.choice, service.call_format, request.tools or ())
+    prompt, ids = await asyncio.to_thread(_render, service, request, prefix)
+    n = request.n or 1
+    params = for_each_choice(sampling_params(request, service.settings.sampling), n)
+    return ChatAnswer(
+        service.generate([Job(ids, choice) for choice in params]),
+        [_choice(request, prompt, prefix) for _ in range(n)],
+        service.tokenizer,
+        logprobs=bool(request.logprobs),
+        model=model,
+        usage=Usage([ids]),
+        include_usage=request.include_usage,
+        continuous_usage=request.continuous_usage,
+    )
+
+
+def _render(service: Service, request: ChatRequest, prefix: str) -> tuple[Prompt, Sequence[int]]:
+    """The prompt, and its token ids with what a forced tool choice adds to them."""
+    tools = None if request.choice.mode == "none" else list(request.tools or ())
+    options = request.template_options
+    if prefix:
+        options = {name: on for name, on in options.items() if name != "thinking"}
+        options["enable_thinking"] = False
+    try:
+        prompt = service.chat.encode(request.messages, tools, chat_template_kwargs=options)
+    except UsageError as error:
+        raise from_usage_error(error) from None
+    return prompt, prompt.token_ids + service.tokenizer.encode(prefix)
+
+
+def _choice(request: ChatRequest, prompt: Prompt, prefix: str) -> ChatChoice:
+    choice = request.choice
+    tools = request.tools if choice.mode != "none" else None
+    if choice.mode == "named":
+        tools = tuple(t for t in tools or () if t["function"]["name"] == choice.name)
+    return ChatChoice(
+        Parser(tools, starts_in_reasoning=prompt.starts_in_reasoning, thinking=prompt.thinking),
+        prefix=prefix,
+        single_call=choice.mode == "named" or request.parallel_tool_calls is False,
+    )
+
+
+async def start_completion(service: Service, request: CompletionRequest) -> CompletionAnswer:
+    """Encode the prompts and start their choices: n of the first, n of the second, ..."""
+    model = service.model(request.model)
+    prompts = await asyncio.to_thread(_encode, service, request.prompt)
+    params = sampling_params(request, service.settings.sampling)
+    jobs = [Job(ids, p) for ids in prompts for p in for_each_choice(params, request.n or 1)]
+    return CompletionAnswer(
+        service.generate(jobs),
+        len(jobs),
+        None if request.logprobs is None else service.tokenizer,
+        model=model,
+        usage=Usage(prompts),
+        include_usage=request.include_usage,
+        continuous_usage=request.continuous_usage,
+    )
+
+
+def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    """Raw prompts: control tokens in them are meant, unlike those in chat messages."""
+    try:
+        return [
+            service.tokenizer.encode_template(prompt) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
+    except UsageError as error:
+        raise from_usage_error(error) from None

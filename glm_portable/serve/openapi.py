@@ -1,0 +1,71 @@
+"""The description of the endpoints at /openapi.json."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from glm_portable.serve.protocol import ChatRequest, CompletionRequest
+
+_REF = "#/components/schemas/{model}"
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_ALWAYS = {401: "Wrong or missing API key", 404: "Not found", 500: "The server failed"}
+_WITH_BODY = {
+    400: "The request is wrong; `param` says where",
+    408: "The body did not arrive",
+    413: "The body is too large",
+    415: "The body is not JSON",
+    503: "Loading, draining or failed; see Retry-After",
+}
+
+
+def describe(request: type[BaseModel] | None, summary: str) -> dict[str, Any]:
+    """Keyword arguments for a FastAPI route: its request, its answers and its errors."""
+    errors = _ALWAYS | (_WITH_BODY if request else {})
+    found: dict[str, Any] = {
+        "summary": summary,
+        "responses": {status: _error_answer(text) for status, text in errors.items()},
+    }
+    if request is None:
+        return found
+    media = {"application/json": {"schema": {"type": "object"}}}
+    media["text/event-stream"] = {"schema": {"type": "string"}}
+    found["responses"][200] = {"description": "The answer, or its events", "content": media}
+    schema = {"$ref": _REF.format(model=request.__name__)}
+    content = {"application/json": {"schema": schema}}
+    found["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+    return found
+
+
+def _error_answer(text: str) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(model="Error")}
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+class DocumentedApi(FastAPI):
+    """FastAPI, with the schemas of the bodies that the endpoints read themselves."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for model in (ChatRequest, CompletionRequest):
+                schema = model.model_json_schema(ref_template=_REF)
+                schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+            schemas["Error"] = _ERROR
+        return super().openapi()

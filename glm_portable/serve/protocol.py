@@ -1,0 +1,187 @@
+"""The requests of the OpenAI API, checked.
+
+Unknown fields are ignored, as every server of this API does, but a field that would change the
+answer and is not implemented is refused by name.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from glm_portable.serve.fields import (
+    MAX_PROMPTS,
+    Biases,
+    Choices,
+    Count,
+    Integer,
+    LogprobCount,
+    Messages,
+    Number,
+    PositiveCount,
+    Prompts,
+    Seed,
+    Stops,
+    TokenId,
+)
+from glm_portable.serve.tools import Choice, ToolChoice, Tools
+
+_UNSUPPORTED = (
+    *("audio", "echo", "suffix", "prompt_embeds", "prompt_logprobs", "use_beam_search"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
+    *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
+    *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
+)
+_HARMLESS: tuple[Any, ...] = (None, False, "", [], {})
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Request(Strict):
+    """What both endpoints take. None, or a field left out, means the server's default."""
+
+    model: str | None = None
+    n: Choices | None = None
+    best_of: Integer | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: PositiveCount | None = None
+    min_tokens: Count | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[Integer, Field(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    logit_bias: Biases = None
+    seed: Seed | None = None
+    stop: Stops = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
+    ignore_eos: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, body: Any) -> Any:
+        if isinstance(body, Mapping):
+            for name in _UNSUPPORTED:
+                if body.get(name) not in _HARMLESS:
+                    raise ValueError(
+                        f"has {name}, which this version does not support; leave it out"
+                    )
+            _check_response_format(body.get("response_format"))
+        return body
+
+    @model_validator(mode="after")
+    def _check_best_of(self) -> "Request":
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("has a best_of other than n, which this version does not support")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+
+def _check_response_format(value: Any) -> None:
+    kind = value.get("type") if isinstance(value, Mapping) else value
+    if kind not in (None, "text"):
+        raise ValueError(
+            "asks for a response_format other than text, which this version does not support yet"
+        )
+
+
+class Thinking(Strict):
+    """The thinking switch as Z.ai's own API has it."""
+
+    type: Literal["enabled", "disabled"] = "enabled"
+
+
+class ChatRequest(Request):
+    """POST /v1/chat/completions"""
+
+    messages: Messages
+    max_completion_tokens: PositiveCount | None = None
+    logprobs: bool | None = None
+    top_logprobs: LogprobCount | None = None
+    tools: Tools = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    thinking: Thinking | None = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("has top_logprobs without logprobs; set logprobs to true")
+        names = {tool["function"]["name"] for tool in self.tools or ()}
+        choice = self.tool_choice
+        if choice and choice.forced and not names:
+            raise ValueError("has a tool_choice that needs tools, but no tools")
+        if choice and choice.name is not None and choice.name not in names:
+            raise ValueError(f"has tool_choice {choice.name!r}, which is not one of its tools")
+        return self
+
+    @property
+    def choice(self) -> Choice:
+        """What tool_choice says, or means when it is left out."""
+        return self.tool_choice or Choice("auto" if self.tools else "none")
+
+    @property
+    def output_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def logprob_count(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """Thinking may be switched in three ways; chat_template_kwargs wins."""
+        options: dict[str, Any] = {}
+        if self.reasoning_effort == "none":
+            options["enable_thinking"] = False
+        if self.thinking is not None:
+            options["enable_thinking"] = self.thinking.type == "enabled"
+        return options | (self.chat_template_kwargs or {})
+
+
+class CompletionRequest(Request):
+    """POST /v1/completions"""
+
+    prompt: Prompts
+    logprobs: LogprobCount | None = None
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> "CompletionRequest":
+        if len(self.prompt) * (self.n or 1) > MAX_PROMPTS:
+            raise ValueError(f"asks for more than {MAX_PROMPTS} completions (prompts times n)")
+        return self
+
+    @property
+    def output_limit(self) -> int:
+        """The API's default for this endpoint is 16 tokens."""
+        return self.max_tokens or 16
+
+    @property
+    def logprob_count(self) -> int | None:
+        return self.logprobs

@@ -1,0 +1,68 @@
+"""What the endpoints share: the model's parts, the settings, and whether requests are welcome."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from glm_portable.errors import UsageError
+from glm_portable.serve.chat import ChatTemplate, Format
+from glm_portable.serve.errors import ApiError, from_usage_error, unavailable
+from glm_portable.serve.generation import Engine, Generation, Job
+from glm_portable.serve.settings import ServerSettings
+from glm_portable.tokenizer import Tokenizer
+
+
+@dataclass
+class Service:
+    """A model being served. `running` and `draining` are touched on the event loop alone.
+
+    max_model_len: tokens of prompt and answer together. call_format: how the model writes calls.
+    """
+
+    engine: Engine
+    chat: ChatTemplate
+    tokenizer: Tokenizer
+    call_format: Format
+    max_model_len: int
+    settings: ServerSettings
+    draining: bool = False
+    running: set[Generation] = field(default_factory=set)
+
+    def refusal(self) -> ApiError | None:
+        """Why no new request is taken at the moment."""
+        if self.draining:
+            return unavailable("The server is shutting down.")
+        if not self.engine.healthy:
+            return ApiError(503, "The engine has failed; restart the server.", code="unhealthy")
+        return None
+
+    def admit(self) -> None:
+        """Raises ApiError (503) unless requests are welcome."""
+        refusal = self.refusal()
+        if refusal:
+            raise refusal
+
+    def model(self, name: str | None) -> str:
+        """The name to answer under. Raises ApiError (404) for a model that is not served."""
+        names = self.settings.served_model_names
+        if name is None or name in names:
+            return name or names[0]
+        raise ApiError(
+            404,
+            f"The model {name[:100]!r} does not exist; this server has {', '.join(names)}.",
+            param="model",
+            code="model_not_found",
+        )
+
+    def generate(self, jobs: Sequence[Job]) -> Generation:
+        """Start the choices of one request. Raises ApiError if the engine refuses one."""
+        generation = Generation(self.engine, jobs, self.running)
+        try:
+            generation.start()
+        except UsageError as error:
+            raise from_usage_error(error) from None
+        return generation
+
+    def abort(self) -> None:
+        """End every running request with an error its client can see."""
+        for generation in self.running:
+            generation.abort()

@@ -1,0 +1,94 @@
+"""Answers over HTTP: JSON, server-sent events, and noticing that the client has gone."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from glm_portable.serve.errors import ApiError, internal_error
+from glm_portable.serve.generation import Generation
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# Some clients split a stream's lines with str.splitlines, which breaks at these as well.
+_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+class ClientGone(Exception):
+    """The client disconnected; nobody reads an answer."""
+
+
+def encode(content: Any) -> bytes:
+    """Compact JSON on one line, as UTF-8."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return (text if text.isascii() else text.translate(_LINE_BREAKS)).encode()
+
+
+def event(content: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + encode(content) + b"\n\n"
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client disconnects (ClientGone)."""
+    watcher = asyncio.create_task(_disconnected(receive))
+    worker = asyncio.create_task(work)
+    try:
+        await asyncio.wait({watcher, worker}, return_when=asyncio.FIRST_COMPLETED)
+        if not worker.done():
+            raise ClientGone
+        return worker.result()
+    finally:
+        watcher.cancel()
+        worker.cancel()
+        await asyncio.gather(watcher, worker, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Sends chunks as server-sent events until they end, fail, or the client goes away.
+
+    A stream that ends well ends in [DONE]. One that fails ends in an error object without it:
+    clients take a stream that merely stops for a complete answer.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, chunks: AsyncIterator[dict[str, Any]]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._generation, self._chunks = generation, chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._generation:
+            try:
+                await unless_disconnected(receive, self._send(send))
+            except ClientGone:
+                log.info("client disconnected from a stream")
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for data in self._events():
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._chunks:
+                yield event(chunk)
+        except ApiError as error:
+            yield event(error.body())
+        except Exception:
+            log.exception("a stream failed")
+            yield event(internal_error().body())
+        else:
+            yield b"data: [DONE]\n\n"

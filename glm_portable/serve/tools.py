@@ -1,0 +1,139 @@
+"""The `tools` and `tool_choice` of a request, and how a choice is enforced.
+
+`required` and a named tool are enforced by writing the beginning of the call for the model: the
+assistant's turn starts with thinking closed and an open call, with its name if one was named. The
+model then writes the arguments. What it could still do wrong (name an undeclared tool, or leave
+out a parameter) is not prevented by this: such a call is not reported as one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator, WithJsonSchema
+
+from glm_portable.serve.chat import Format
+from glm_portable.serve.parsing import CALL, KEY
+
+MAX_TOOLS = 512
+_NAME = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": r"^[^\s<>]+$"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A tool_choice; `name` for mode "named" alone."""
+
+    mode: Literal["none", "auto", "required", "named"]
+    name: str | None = None
+
+    @property
+    def forced(self) -> bool:
+        return self.mode in ("required", "named")
+
+
+def _name(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= 128:
+        raise ValueError(f"{what} should be a string of 1 to 128 characters")
+    if any(character.isspace() or character in "<>" for character in value):
+        raise ValueError(f"{what} holds whitespace, < or >, which GLM's call format cannot carry")
+    return value
+
+
+def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
+    """The tools as they came: the template prints them, key order and unknown keys included."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) > MAX_TOOLS:
+        raise ValueError(f"should be a list of at most {MAX_TOOLS} tools")
+    for index, tool in enumerate(value):
+        _check_tool(tool, f"[{index}]")
+    return tuple(value)
+
+
+def _check_tool(tool: Any, where: str) -> None:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or tool.get("type", "function") != "function":
+        raise ValueError(f"{where} should be an object with type 'function' and a function")
+    _name(function.get("name"), f"{where}.function.name")
+    for key, kind, called in (("description", str, "a string"), ("parameters", dict, "an object")):
+        if not isinstance(function.get(key), kind | None):
+            raise ValueError(f"{where}.function.{key} should be {called}")
+
+
+def _choice(value: Any) -> Choice | None:
+    if value is None or isinstance(value, str):
+        return _choice_by_word(value)
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(function, dict) or value.get("type") != "function":
+        raise ValueError(
+            "should be none, auto, required or an object with type 'function' and a function's name"
+        )
+    return Choice("named", _name(function.get("name"), "function.name"))
+
+
+def _choice_by_word(value: str | None) -> Choice | None:
+    match value:
+        case None:
+            return None
+        case "none" | "auto" | "required":
+            return Choice(value)
+    raise ValueError("should be none, auto, required or the object that names a function")
+
+
+_TOOL_SCHEMA = {
+    "type": "object",
+    "required": ["type", "function"],
+    "properties": {
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {
+                "name": _NAME,
+                "description": {"type": ["string", "null"]},
+                "parameters": {"type": ["object", "null"]},
+            },
+        },
+    },
+}
+_NAMED_SCHEMA = {
+    "type": "object",
+    "required": ["type", "function"],
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "required": ["name"], "properties": {"name": _NAME}},
+    },
+}
+_WORDS = {"enum": ["none", "auto", "required", None]}
+
+Tools = Annotated[
+    tuple[dict[str, Any], ...] | None,
+    PlainValidator(_tools),
+    WithJsonSchema({"type": ["array", "null"], "items": _TOOL_SCHEMA, "maxItems": MAX_TOOLS}),
+]
+ToolChoice = Annotated[
+    Choice | None,
+    PlainValidator(_choice),
+    WithJsonSchema({"anyOf": [_WORDS, _NAMED_SCHEMA]}),
+]
+
+
+def opening(choice: Choice, call_format: Format, tools: Sequence[Mapping[str, Any]]) -> str:
+    """What a forced choice writes for the model, after a prompt that has closed the thinking.
+
+    The name of a GLM-4.7 call ends only where its first argument begins, so that is written too
+    where the tool has a required parameter: the model cannot go on with the name.
+    """
+    if not choice.forced:
+        return ""
+    newline = "\n" if call_format == "glm45" else ""
+    start = newline + CALL + (choice.name or "")
+    if choice.name is None or newline:
+        return start + (newline if choice.name else "")
+    return start + (KEY if _has_required(choice.name, tools) else "")
+
+
+def _has_required(name: str, tools: Sequence[Mapping[str, Any]]) -> bool:
+    functions = (tool["function"] for tool in tools)
+    parameters = next((f.get("parameters") for f in functions if f["name"] == name), None)
+    return bool(parameters and parameters.get("required"))
