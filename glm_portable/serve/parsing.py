@@ -174,7 +174,8 @@ class Parser:
             self._events.append(self._kind("".join([*self._space, visible])))
             self._begun, self._space = True, []
             self._tail_counts = self._kind is Content
-        self._space.append(text[len(visible) :])
+        if len(visible) < len(text):
+            self._space.append(text[len(visible) :])
 
     def _to_content(self) -> None:
         if self._kind is Reasoning:
