@@ -113,13 +113,14 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _arguments(arguments: Any, where: str) -> dict[str, Any]:
-    if isinstance(arguments, str) and arguments.strip():
+    if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = json.loads(arguments) if arguments.strip() else None
         except (ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, json.JSONDecodeError) else "too large"
             raise UsageError(f"{where}: arguments are not valid JSON: {reason}.") from None
-    arguments = arguments or {}
+    if arguments is None:
+        return {}
     if not isinstance(arguments, dict):
         raise UsageError(f"{where}: arguments must be a JSON object.")
     return arguments
