@@ -1,0 +1,154 @@
+"""An engine whose answers a test writes itself, behind the real HTTP server."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from glm_portable import pocket
+from glm_portable.config import ModelConfig
+from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
+from glm_portable.errors import UsageError
+from glm_portable.serve.chat import ChatTemplate, detect_format
+from glm_portable.serve.server import Server, bind
+from glm_portable.serve.service import Service
+from glm_portable.serve.settings import ServerSettings
+from glm_portable.tokenizer import Tokenizer
+
+WINDOW = 512
+WAIT_S = 20.0
+"""Patience of a test for something that must happen; never how long it takes."""
+
+TOKENIZER = Tokenizer.load(pocket.path(), ModelConfig.load(pocket.path()))
+CHAT = ChatTemplate.load(pocket.path(), TOKENIZER)
+
+
+@dataclass
+class Submitted:
+    """One request as the engine saw it; the test may send its deltas by hand."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    send: Callable[[Delta], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def prompt(self) -> str:
+        pieces = map(TOKENIZER.token_bytes, self.prompt_ids)
+        return b"".join(pieces).decode()
+
+
+Script = Callable[[Submitted], Sequence[Delta]]
+
+
+def says(text: str, reason: Any = "stop", size: int = 1) -> list[Delta]:
+    """Deltas that generate `text`, `size` tokens each, and then an end-of-text token."""
+    ids = TOKENIZER.encode(text)
+    stream = TOKENIZER.stream()
+    cuts = [ids[i : i + size] for i in range(0, len(ids), size)]
+    deltas = [Delta(tuple(cut), stream.add(cut), logprobs_of(cut)) for cut in cuts]
+    end = TOKENIZER.eos_token_id[:1]
+    return [*deltas, Delta(end, "", logprobs_of(end), finish_reason=reason)]
+
+
+def logprobs_of(ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
+    return tuple(TokenLogprob(i, -0.5, ((i, -0.5), (i + 1, -float("inf")))) for i in ids)
+
+
+class FakeEngine:
+    """Answers each request with what `script` returns for it, from a thread of its own."""
+
+    def __init__(self) -> None:
+        self.healthy = True
+        self.script: Script = lambda request: says("Hello there.")
+        self.requests: list[Submitted] = []
+        self._arrived = threading.Condition()
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+    ) -> int:
+        if len(prompt_ids) >= WINDOW:
+            raise UsageError(f"This model's maximum context length is {WINDOW} tokens, not more.")
+        request = Submitted(list(prompt_ids), params, on_delta)
+        with self._arrived:
+            self.requests.append(request)
+            self._arrived.notify_all()
+            number = len(self.requests) - 1
+        threading.Thread(target=self._answer, args=[request], daemon=True).start()
+        return number
+
+    def cancel(self, request_id: int) -> None:
+        self.requests[request_id].cancelled.set()
+
+    def _answer(self, request: Submitted) -> None:
+        for delta in self.script(request):
+            request.send(delta)
+
+    def wait_for(self, count: int) -> list[Submitted]:
+        """The first `count` requests, as soon as they are there."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self.requests) >= count, WAIT_S)
+            return self.requests[:count]
+
+
+@dataclass
+class Running:
+    """A server under test."""
+
+    url: str
+    engine: FakeEngine
+    service: Service
+    server: Server
+    thread: threading.Thread
+
+    def join(self) -> None:
+        self.thread.join(WAIT_S)
+        assert not self.thread.is_alive()
+
+
+def fake_service(engine: FakeEngine, settings: ServerSettings) -> Service:
+    return Service(engine, CHAT, TOKENIZER, detect_format(CHAT), WINDOW, settings)
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[tuple[str, Server, threading.Thread]]:
+    """Serve on a free port in a thread; leaving the block drains and ends it."""
+    ready = threading.Event()
+    urls: list[str] = []
+
+    def on_ready(url: str) -> None:
+        urls.append(url)
+        ready.set()
+
+    server = Server(service, on_ready)
+    sock = bind(service.settings)
+    sock.listen()
+    thread = threading.Thread(target=server.run, args=[[sock]], daemon=True)
+    thread.start()
+    assert ready.wait(WAIT_S)
+    try:
+        yield urls[0], server, thread
+    finally:
+        service.settings = settings_for_the_end(service.settings)
+        server.drain()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+def settings_for_the_end(settings: ServerSettings) -> ServerSettings:
+    """A test that left requests running does not wait for them."""
+    return ServerSettings(**{**vars(settings), "drain_grace_s": 0.0})
+
+
+@contextmanager
+def fake_server(**settings: Any) -> Iterator[Running]:
+    """The HTTP server over a fake engine."""
+    names = {"port": 0, "served_model_names": ("pocket", "zai/pocket")}
+    engine = FakeEngine()
+    service = fake_service(engine, ServerSettings(**{**names, **settings}))
+    with serving(service) as (url, server, thread):
+        yield Running(url, engine, service, server, thread)

@@ -1,0 +1,168 @@
+"""tool_choice: what the model is shown, what is forced, and what comes back."""
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from glm_portable.serve.tools import Choice, opening
+from tests.serve.conversation import CALL, HI, THOUGHT, TIME, WEATHER, chat, folded
+from tests.serve.fake_engine import TOKENIZER, Running, says
+
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+CLOSED = "Hi./nothink<|assistant|>\n<think></think>"
+REST = CALL.removeprefix("<tool_call>get_weather\n")
+
+
+def calls_of(message: Any) -> list[tuple[str, Any]]:
+    calls = message.tool_calls or []
+    return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
+
+
+BONN = ("get_weather", {"city": "Bonn", "days": 3})
+
+
+def test_auto_offers_and_parses_tools(server: Running, client: openai.OpenAI) -> None:
+    server.engine.script = lambda request: says("\n<think>Call.</think>\nOne moment.\n" + CALL)
+    choice = chat(client, tools=[WEATHER, TIME]).choices[0]
+    assert calls_of(choice.message) == [BONN]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "One moment."
+    call = choice.message.tool_calls[0]
+    assert call.type == "function" and call.id.startswith("call_")
+    prompt = server.engine.requests[0].prompt
+    assert json.dumps(WEATHER) in prompt and json.dumps(TIME) in prompt
+
+
+def test_none_neither_offers_nor_parses(server: Running, client: openai.OpenAI) -> None:
+    server.engine.script = lambda request: says(CALL)
+    choice = chat(client, tools=[WEATHER], tool_choice="none").choices[0]
+    assert (choice.message.content, choice.finish_reason) == (CALL, "stop")
+    assert "get_weather" not in server.engine.requests[0].prompt
+
+
+def test_an_undeclared_tool_is_text(server: Running, client: openai.OpenAI) -> None:
+    server.engine.script = lambda request: says(CALL)
+    choice = chat(client, tools=[TIME]).choices[0]
+    assert (choice.message.content, choice.finish_reason) == (CALL, "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_named_writes_the_beginning_of_the_call(
+    server: Running, client: openai.OpenAI, stream: bool
+) -> None:
+    server.engine.script = lambda request: says(REST)
+    answer = chat(client, tools=[WEATHER, TIME], tool_choice=NAMED, stream=stream)
+    if stream:
+        parts = folded(list(answer))
+        name, arguments = parts["calls"][0]
+        assert [(name, json.loads(arguments))] == [BONN] and parts["finish"] == ["tool_calls"]
+    else:
+        assert calls_of(answer.choices[0].message) == [BONN]
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert answer.choices[0].message.content is None
+    prompt = server.engine.requests[0].prompt
+    assert prompt.endswith(CLOSED + "\n<tool_call>get_weather\n")
+    call = TOKENIZER.encode("<tool_call>get_weather\n")
+    assert server.engine.requests[0].prompt_ids[-len(call) :] == call
+
+
+def test_required_opens_a_call(server: Running, client: openai.OpenAI) -> None:
+    server.engine.script = lambda request: says(CALL.removeprefix("<tool_call>"))
+    options: Any = {"extra_body": {"chat_template_kwargs": {"thinking": True}}}
+    answer = chat(client, tools=[WEATHER], tool_choice="required", **options)
+    assert calls_of(answer.choices[0].message) == [BONN]
+    assert server.engine.requests[0].prompt.endswith(CLOSED + "\n<tool_call>")
+
+
+def test_required_without_a_valid_call(server: Running, client: openai.OpenAI) -> None:
+    """The model named a tool that does not exist: its text is shown, and no call is made up."""
+    server.engine.script = lambda request: says("get_money\n</tool_call>")
+    choice = chat(client, tools=[WEATHER], tool_choice="required").choices[0]
+    assert choice.message.tool_calls is None and choice.finish_reason == "stop"
+    assert choice.message.content == "<tool_call>get_money\n</tool_call>"
+
+
+def test_a_call_cut_off_by_length_says_so(server: Running, client: openai.OpenAI) -> None:
+    server.engine.script = lambda request: says(CALL[:80], reason="length")
+    choice = chat(client, tools=[WEATHER], max_tokens=5).choices[0]
+    assert choice.finish_reason == "length"
+    assert calls_of(choice.message)[0][0] == "get_weather"
+
+
+@pytest.mark.parametrize("options", [{"parallel_tool_calls": False}, {"tool_choice": NAMED}])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_only_one_call(
+    server: Running, client: openai.OpenAI, options: Any, stream: bool, size: int
+) -> None:
+    text = CALL + "\n" + CALL + "\nDone."
+    start = 0 if "parallel_tool_calls" in options else len(CALL) - len(REST)
+    # Without the last delta, the request only ends if the server ends it.
+    server.engine.script = lambda request: says(text[start:], size=size)[:-1]
+    answer = chat(client, tools=[WEATHER], stream=stream, **options)
+    if stream:
+        parts = folded(list(answer))
+        assert len(parts["calls"]) == 1 and parts["finish"] == ["tool_calls"]
+        assert parts["content"] == ""
+    else:
+        assert calls_of(answer.choices[0].message) == [BONN]
+        assert answer.choices[0].finish_reason == "tool_calls"
+    assert server.engine.requests[0].cancelled.is_set()
+
+
+def test_two_calls(server: Running, client: openai.OpenAI) -> None:
+    server.engine.script = lambda request: says(CALL + "\n<tool_call>get_time\n</tool_call>")
+    message = chat(client, tools=[WEATHER, TIME]).choices[0].message
+    assert calls_of(message) == [BONN, ("get_time", {})]
+    assert len({call.id for call in message.tool_calls}) == 2
+
+
+def test_a_tool_choice_needs_no_call_in_auto(server: Running, client: openai.OpenAI) -> None:
+    server.engine.script = lambda request: says(THOUGHT)
+    choice = chat(client, tools=[WEATHER], tool_choice="auto").choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("Hello!", "stop")
+
+
+@pytest.mark.parametrize(
+    ("choice", "layout", "expected"),
+    [
+        (Choice("auto"), "glm45", ""),
+        (Choice("none"), "glm47", ""),
+        (Choice("required"), "glm45", "\n<tool_call>"),
+        (Choice("required"), "glm47", "<tool_call>"),
+        (Choice("named", "get_weather"), "glm45", "\n<tool_call>get_weather\n"),
+        (Choice("named", "get_weather"), "glm47", "<tool_call>get_weather<arg_key>"),
+        (Choice("named", "get_time"), "glm45", "\n<tool_call>get_time\n"),
+        (Choice("named", "get_time"), "glm47", "<tool_call>get_time"),
+    ],
+)
+def test_the_opening_of_a_forced_call(choice: Choice, layout: Any, expected: str) -> None:
+    assert opening(choice, layout, [WEATHER, TIME]) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tool_choice": {"type": "function", "function": {"name": "nobody"}}, "tools": [WEATHER]},
+        {"tool_choice": "required"},
+        {"tool_choice": "required", "tools": []},
+        {"tool_choice": "any", "tools": [WEATHER]},
+        {"tool_choice": {"type": "function"}, "tools": [WEATHER]},
+        {"tool_choice": 5, "tools": [WEATHER]},
+        {"tools": "get_weather"},
+        {"tools": [{"type": "function"}]},
+        {"tools": [{"type": "web_search", "function": {"name": "x"}}]},
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        {"tools": [{"type": "function", "function": {"name": "a<b"}}]},
+        {"tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]},
+        {"tools": [WEATHER] * 513},
+    ],
+)
+def test_wrong_tools_are_refused(server: Running, http: httpx.Client, wrong: Any) -> None:
+    response = http.post("/v1/chat/completions", json={"messages": HI} | wrong)
+    error = response.json()["error"]
+    assert response.status_code == 400 and "tool" in error["message"]
+    assert server.engine.requests == []
