@@ -281,3 +281,8 @@ def test_tool_results_name_the_call_that_they_answer() -> None:
             else:
                 assert not pending
             pending += [call["id"] for call in message.get("tool_calls", [])]
+
+
+def test_what_is_asked_with_thinking_only_is_refused_without() -> None:
+    with pytest.raises(ValueError, match="mul is asked with thinking only"):
+        cases("mul", False, 1)

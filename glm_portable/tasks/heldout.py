@@ -79,8 +79,13 @@ SKILLS = {
 def cases(
     name: str, thinking: bool, count: int, *, seed: int = 9000, split: Split = "test"
 ) -> list[Case]:
-    """`count` questions of one of SKILLS; the seed of thinking questions is one higher."""
+    """`count` questions of one of SKILLS; the seed of thinking questions is one higher.
+
+    Raises ValueError for a skill that is asked with thinking only.
+    """
     skill = SKILLS[name]
+    if skill.thinking_only and not thinking:
+        raise ValueError(f"{name} is asked with thinking only")
     chats = _chats(skill, thinking, seed + thinking, split)
     return [_case(name, skill, chat) for chat in islice(chats, count)]
 
