@@ -37,7 +37,6 @@ _UNSUPPORTED = (
     *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
 )
-_HARMLESS: tuple[Any, ...] = (None, False, "", [], {})
 
 
 class Strict(BaseModel):
@@ -77,7 +76,8 @@ class Request(Strict):
     def _refuse_unsupported(cls, body: Any) -> Any:
         if isinstance(body, Mapping):
             for name in _UNSUPPORTED:
-                if body.get(name) not in _HARMLESS:
+                value = body.get(name)
+                if not (value is None or value is False or value in ("", [], {})):
                     raise ValueError(
                         f"has {name}, which this version does not support; leave it out"
                     )

@@ -147,8 +147,10 @@ def limited_protocol(header_timeout_s: float, body_timeout_s: float) -> type[H11
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self.conn.their_state is not h11.SEND_BODY:
-                self._clear()  # the keep-alive timer watches a connection that waits
+            if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+                self._clear()  # nothing has begun: the keep-alive timer watches it
+            else:
+                self._watch()
 
         def _watch(self) -> None:
             state = self.conn.their_state

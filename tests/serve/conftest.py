@@ -23,17 +23,27 @@ def server(shared_server: Running) -> Running:
     return shared_server
 
 
-@pytest.fixture
-def http(server: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=WAIT_S) as client:
+@pytest.fixture(scope="session")
+def shared_http(shared_server: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=shared_server.url, timeout=WAIT_S) as client:
         yield client
 
 
-@pytest.fixture
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    url = f"{server.url}/v1"
+@pytest.fixture(scope="session")
+def shared_client(shared_server: Running) -> Iterator[openai.OpenAI]:
+    url = f"{shared_server.url}/v1"
     with openai.OpenAI(base_url=url, api_key="EMPTY", max_retries=0, timeout=WAIT_S) as client:
         yield client
+
+
+@pytest.fixture
+def http(server: Running, shared_http: httpx.Client) -> httpx.Client:
+    return shared_http
+
+
+@pytest.fixture
+def client(server: Running, shared_client: openai.OpenAI) -> openai.OpenAI:
+    return shared_client
 
 
 @pytest.fixture
