@@ -61,6 +61,14 @@ def test_what_a_prompt_says_about_thinking(
         assert (prompt.starts_in_reasoning, prompt.thinking) == (starts_in_reasoning, thinking)
 
 
+def test_thinking_is_off_if_the_request_or_the_template_says_so() -> None:
+    deaf = ChatTemplate("{{ messages[0].content }}<|assistant|>", TOKENIZER)
+    assert deaf.encode(HELLO).thinking
+    assert not deaf.encode(HELLO, chat_template_kwargs={"enable_thinking": False}).thinking
+    never = ChatTemplate("{{ messages[0].content }}<|assistant|><think></think>\n", TOKENIZER)
+    assert not never.encode(HELLO).thinking
+
+
 def test_thinking_is_an_alias_and_null_is_unset() -> None:
     off = rendered(HELLO, enable_thinking=False)
     assert rendered(HELLO, thinking=False) == off != rendered(HELLO)

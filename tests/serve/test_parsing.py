@@ -149,6 +149,18 @@ def test_an_undeclared_tool_is_no_call_and_its_text_is_content() -> None:
     assert message(f"{text}\n{call45('now')}") == (None, text, [("now", {})])
 
 
+def test_text_after_a_mere_tag_is_not_held_back_for_long() -> None:
+    parser = Parser(TOOLS)
+    text = "<tool_call>" + "no name, no newline " * 20
+    seen = fold([event for piece in text for event in parser.feed(piece)]).content or ""
+    assert text.startswith(seen) and len(seen) == len(text.rstrip())
+    near = "<tool_call>" + " " * 248 + "look_up\n"  # its newline is the last character that counts
+    assert message(near) == (None, None, [("look_up", {})])
+    assert message(near.replace("look", " look")) == (None, near.replace("look", " look"), [])
+    for text in (near, near.replace("look", " look")):
+        assert in_pieces(list(text), {}) == whole(text, {})
+
+
 @pytest.mark.parametrize("name", ["Look", "look_", "loo", "look up", "x" * 300 + "look"])
 def test_names_are_compared_whole(name: str) -> None:
     assert message(call45(name)) == (None, call45(name), [])
@@ -171,6 +183,11 @@ def test_without_tools_a_call_is_text(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("value", ["5", " a\n", "", '"q"', "\\", "</arg_key><tool_call>now", "a<b"])
 def test_a_string_is_verbatim(value: str) -> None:
     assert message(call47("look", ("place", value))) == (None, None, [("look", {"place": value})])
+
+
+def test_keys_are_stripped() -> None:
+    text = "<tool_call>look<arg_key>\n place </arg_key> : <arg_value> a </arg_value></tool_call>"
+    assert message(text) == (None, None, [("look", {"place": " a "})])
 
 
 def test_json_values_keep_their_spelling() -> None:
