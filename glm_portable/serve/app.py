@@ -3,7 +3,6 @@
 from importlib import metadata
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -47,9 +46,9 @@ def create_app(service: Service) -> FastAPI:
 
 def _add_operations(app: FastAPI, service: Service, version: str) -> None:
     @app.get("/health", summary="200 when the server takes requests, 503 otherwise.")
-    async def health() -> Response:
-        refusal = service.refusal()
-        return refusal.response() if refusal else JSONResponse({"status": "ok"})
+    async def health() -> dict[str, str]:
+        service.check_health()
+        return {"status": "ok"}
 
     @app.get("/version", summary="The version of glm-portable.")
     async def show_version() -> dict[str, str]:

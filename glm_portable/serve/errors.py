@@ -13,7 +13,9 @@ from glm_portable.errors import UsageError
 CONTEXT_PHRASE = "maximum context length"
 """Clients tell a prompt that is too long from other errors by these words of the engine."""
 
-_PLACE = re.compile(r"((?:messages|tools|chat_template_kwargs)[\w.\[\]]*)")
+_PLACE = re.compile(
+    r"((?:messages|tools|chat_template_kwargs)[\w.\[\]]*|max_tokens|logit_bias|stop_token_ids)"
+)
 
 
 class ApiError(Exception):

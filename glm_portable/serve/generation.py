@@ -11,12 +11,15 @@ from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.serve.errors import ApiError, internal_error, unavailable
 
 
-class Engine(Protocol):
-    """What the server needs of `glm_portable.engine.engine.Engine`; every method is thread-safe."""
+class Stats(Protocol):
+    """What the server needs of `EngineStats`."""
 
     @property
-    def healthy(self) -> bool:
-        """Whether requests can still be served."""
+    def healthy(self) -> bool: ...
+
+
+class Engine(Protocol):
+    """What the server needs of `glm_portable.engine.engine.Engine`; every method is thread-safe."""
 
     def submit(
         self,
@@ -24,10 +27,16 @@ class Engine(Protocol):
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
     ) -> Any:
-        """Queue a request; deltas come on the engine's thread. UsageError: it cannot be served."""
+        """Queue a request, whose deltas come on the engine's thread, and return its id.
+
+        Raises UsageError for one that cannot be served, EngineDraining when it is too late.
+        """
 
     def cancel(self, request_id: Any) -> None:
-        """Free a request's pages at the next step; no effect on one that has ended."""
+        """Free a request's pages before the next step; no effect on one that has ended."""
+
+    def stats(self) -> Stats:
+        """A look at the engine as of now."""
 
 
 @dataclass(frozen=True)

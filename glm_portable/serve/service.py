@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from glm_portable.engine.engine import EngineDraining
 from glm_portable.errors import UsageError
 from glm_portable.serve.chat import ChatTemplate, Format
 from glm_portable.serve.errors import ApiError, from_usage_error, unavailable
@@ -27,19 +28,19 @@ class Service:
     draining: bool = False
     running: set[Generation] = field(default_factory=set)
 
-    def refusal(self) -> ApiError | None:
-        """Why no new request is taken at the moment."""
-        if self.draining:
-            return unavailable("The server is shutting down.")
-        if not self.engine.healthy:
-            return ApiError(503, "The engine has failed; restart the server.", code="unhealthy")
-        return None
-
     def admit(self) -> None:
-        """Raises ApiError (503) unless requests are welcome."""
-        refusal = self.refusal()
-        if refusal:
-            raise refusal
+        """Raises ApiError (503) when the server takes no more requests."""
+        if self.draining:
+            raise unavailable("The server is shutting down.")
+
+    def check_health(self) -> None:
+        """Raises ApiError (503) when the server should get no requests.
+
+        An engine that failed repeatedly is still tried when one comes: a good step heals it.
+        """
+        self.admit()
+        if not self.engine.stats().healthy:
+            raise ApiError(503, "The engine failed several times in a row.", code="unhealthy")
 
     def model(self, name: str | None) -> str:
         """The name to answer under. Raises ApiError (404) for a model that is not served."""
@@ -60,6 +61,8 @@ class Service:
             generation.start()
         except UsageError as error:
             raise from_usage_error(error) from None
+        except EngineDraining as error:
+            raise unavailable(str(error)) from None
         return generation
 
     def abort(self) -> None:

@@ -84,6 +84,9 @@ class FakeEngine:
     def cancel(self, request_id: int) -> None:
         self.requests[request_id].cancelled.set()
 
+    def stats(self) -> "FakeEngine":
+        return self
+
     def _answer(self, request: Submitted) -> None:
         for delta in self.script(request):
             request.send(delta)

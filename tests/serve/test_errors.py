@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from glm_portable.engine.engine import EngineDraining
 from glm_portable.engine.types import Delta
 from tests.serve.conversation import HI, chat
 from tests.serve.fake_engine import WINDOW, Running, says
@@ -281,9 +282,22 @@ def test_a_defect_in_a_stream_is_seen(server: Running, http: httpx.Client) -> No
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal_error"
 
 
-def test_an_unhealthy_engine(server: Running, http: httpx.Client) -> None:
+def test_an_unhealthy_engine_is_reported_and_can_recover(
+    server: Running, http: httpx.Client
+) -> None:
     assert http.get("/health").status_code == 200
     server.engine.healthy = False
     error_of(http.get("/health"), 503)
-    error_of(http.post(CHAT, json=VALID[CHAT]), 503)
-    assert server.engine.requests == []
+    assert http.post(CHAT, json=VALID[CHAT]).status_code == 200
+
+
+def test_an_engine_that_drains_on_its_own(
+    server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draining(*arguments: Any) -> int:
+        raise EngineDraining("The server is shutting down; send the request again later.")
+
+    monkeypatch.setattr(server.engine, "submit", draining)
+    response = http.post(CHAT, json=VALID[CHAT])
+    error_of(response, 503)
+    assert response.headers["retry-after"] == "1"
