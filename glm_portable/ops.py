@@ -14,6 +14,7 @@ Shape letters, used as suffixes of tensor names:
 """
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,10 +81,21 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> "KVCache":
-        """Zeroed pages for one layer."""
+        """Zeroed pages for one layer: what a mask hides is multiplied by 0 and must be finite."""
         shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
-        k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        k, v = (_zeros(shape, dtype, device) for _ in range(2))
         return cls(k, v)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the host numpy's zeros, which take memory page by page when first written to."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return (
+        torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
+        .view(dtype)
+        .view(shape)
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,258 @@
+"""GLM in Python: load a checkpoint, look at its numbers, generate.
+
+from glm_portable import GLM
+
+glm = GLM.load("zai-org/GLM-4.5-Air", backend="cpu", dtype="bfloat16")
+glm.logits([1, 2, 3])
+glm.generate([{"role": "user", "content": "Hello"}], max_tokens=100).content
+"""
+
+import json
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glm_portable import hub, ops, pocket
+from glm_portable.checkpoint import Checkpoint
+from glm_portable.config import ModelConfig
+from glm_portable.engine.engine import Engine, EngineFailure, EngineLimits, default_limits
+from glm_portable.engine.types import Delta, FinishReason, SamplingParams
+from glm_portable.errors import UsageError
+from glm_portable.model import Model, Trace
+from glm_portable.ops import KVCache, Step
+from glm_portable.serve.chat import ChatTemplate, Format, tool_call_format
+from glm_portable.serve.events import Content, Event, ToolCall, fold
+from glm_portable.serve.parsing import Parser
+from glm_portable.tokenizer import Tokenizer
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+PAGE_SIZE = 16
+
+Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
+"""Text, token ids, or the messages of a conversation."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated message; None where there was nothing."""
+
+    reasoning: str | None
+    content: str | None
+    tool_calls: tuple[ToolCall, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+class GLM:
+    """A model with its tokenizer and chat template, ready on one backend.
+
+    name: what was asked for, or "glm-pocket". sampling: what the checkpoint's
+    generation_config.json sets, for requests that leave it open.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, model: Model, chat_template: Path | None, parser: str | None
+    ) -> None:
+        self.name, self.folder, self.model = name, folder, model
+        self.tokenizer = Tokenizer.load(folder, model.config)
+        self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
+        self.call_format: Format = tool_call_format(parser, self.chat)
+        self.sampling = _sampling_of(folder)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        backend: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        chat_template: Path | None = None,
+        tool_call_parser: str | None = None,
+        on_bytes: Callable[[int, int], None] | None = None,
+    ) -> "GLM":
+        """Load a folder, a Hugging Face id or "modelscope:ID"; None is the embedded pocket model.
+
+        dtype: bfloat16, float32, float64, or auto for the checkpoint's own. on_bytes is called
+        with (bytes just read, bytes in all). Raises UsageError for whatever cannot be loaded.
+        """
+        folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
+        config = ModelConfig.load(folder)
+        chosen = ops.load(backend)
+        weights = Checkpoint(
+            folder,
+            config,
+            dtype=_dtype(dtype, config),
+            device=chosen.device,
+            on_bytes=None if on_bytes is None else lambda n: on_bytes(n, weights.total_bytes),
+        )
+        # The small files first: a fault in them shows before minutes of reading weights.
+        Tokenizer.load(folder, config)
+        with torch.inference_mode():
+            loaded = Model(config, chosen, weights)
+        name = "glm-pocket" if model is None else str(model)
+        return cls(name, folder, loaded, chat_template, tool_call_parser)
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Next-token logits at every position: (T, V) float32."""
+        return self._forward(ids)[1]
+
+    def mtp_logits(self, ids: Sequence[int]) -> Tensor:
+        """(T - 1, V) float32: row i predicts token i + 2 from the tokens up to i + 1."""
+        if self.model.mtp is None:
+            raise UsageError(f"{self.name} has no MTP layer; use a checkpoint that kept it.")
+        if len(ids) < 2:
+            raise UsageError(f"mtp_logits needs at least two tokens, not {len(ids)}.")
+        following = torch.tensor(list(ids[1:]), device=self.model.ops.device)
+        with torch.inference_mode():
+            step, caches = self._prefill(len(ids) - 1)
+            hidden = self.model.forward(self._ids(ids[:-1]), step, caches)
+            return self.model.mtp_logits(self.model.mtp(following, hidden, step, caches[-1]))
+
+    def trace(self, ids: Sequence[int]) -> Trace:
+        """The residual stream entering every layer, and every router's weights and experts."""
+        trace = Trace()
+        self._forward(ids, trace)
+        return trace
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        **sampling: Any,
+    ) -> Answer:
+        """One answer. `sampling` are fields of SamplingParams (temperature, max_tokens, ...).
+
+        Thinking and tool calls are told apart in the answer to a conversation; the answer to text
+        or ids is all content. Raises UsageError for a bad request, EngineFailure if it failed.
+        """
+        deltas: list[Delta] = []
+        events = self.stream(
+            prompt,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            on_delta=deltas.append,
+            **sampling,
+        )
+        message = fold(events)
+        reason = deltas[-1].finish_reason
+        assert reason is not None
+        tokens = tuple(token for delta in deltas for token in delta.token_ids)
+        return Answer(message.reasoning, message.content, message.tool_calls, tokens, reason)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        on_delta: Callable[[Delta], None] = lambda delta: None,
+        **sampling: Any,
+    ) -> Iterator[Event]:
+        """The answer's events as they come; closing the iterator cancels the request."""
+        ids, parser = self._encode(prompt, tools, chat_template_kwargs)
+        params = replace(self.sampling, **sampling)
+        for delta in self._deltas(ids, params):
+            on_delta(delta)
+            yield from parser.feed(delta.text) if parser else [Content(delta.text)]
+        yield from parser.finish() if parser else []
+
+    def limits(
+        self,
+        *,
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        memory_bytes: int | None = None,
+    ) -> EngineLimits:
+        """Engine limits for this model and machine, where not given. Raises UsageError."""
+        return default_limits(
+            self.model.config,
+            self.model.dtype.itemsize,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            memory_bytes=memory_bytes,
+            page_size=PAGE_SIZE,
+        )
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that `generate` and `stream` use, started at the first use."""
+        return Engine(self.model, self.tokenizer, self.limits(max_num_seqs=16)).start()
+
+    def _forward(self, ids: Sequence[int], trace: Trace | None = None) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            step, caches = self._prefill(len(ids))
+            hidden = self.model.forward(self._ids(ids), step, caches, trace)
+            return hidden, self.model.logits(hidden)
+
+    def _ids(self, ids: Sequence[int]) -> Tensor:
+        bad = [i for i in ids if not 0 <= i < self.model.config.vocab_size]
+        if bad:
+            raise UsageError(
+                f"token id {bad[0]} is not in the vocabulary of {self.model.config.vocab_size}."
+            )
+        return torch.tensor(list(ids), device=self.model.ops.device)
+
+    def _prefill(self, count: int) -> tuple[Step, list[KVCache]]:
+        window = self.model.config.max_position_embeddings
+        if not 0 < count <= window:
+            raise UsageError(f"{count} tokens were given; the model takes 1 to {window}.")
+        pages = -(-count // PAGE_SIZE)
+        step = Step.build([(0, count, range(pages))], PAGE_SIZE, self.model.ops.device)
+        return step, self.model.allocate(pages, PAGE_SIZE)
+
+    def _encode(
+        self, prompt: Prompt, tools: Any, chat_template_kwargs: dict[str, Any] | None
+    ) -> tuple[list[int], Parser | None]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt), None
+        if all(isinstance(item, int) for item in prompt):
+            return [int(item) for item in prompt if isinstance(item, int)], None
+        chat = self.chat.encode(list(prompt), tools, chat_template_kwargs=chat_template_kwargs)
+        parser = Parser(tools, starts_in_reasoning=chat.starts_in_reasoning, thinking=chat.thinking)
+        return chat.token_ids, parser
+
+    def _deltas(self, ids: list[int], params: SamplingParams) -> Iterator[Delta]:
+        arrived: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+        request = self.engine.submit(ids, params, arrived.put)
+        delta = Delta()
+        try:
+            while delta.finish_reason is None:
+                delta = arrived.get()
+                if delta.finish_reason == "error":
+                    raise EngineFailure(delta.error or "The request failed.")
+                yield delta
+        finally:
+            self.engine.cancel(request)
+
+
+def _dtype(name: str, config: ModelConfig) -> torch.dtype:
+    name = config.dtype if name == "auto" else name
+    if name == "float16":  # its range is too small for these activations
+        name = "bfloat16"
+    if name not in DTYPES:
+        raise UsageError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _sampling_of(folder: Path) -> SamplingParams:
+    """The sampling fields of generation_config.json; GLM's own file has none of them."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return SamplingParams()
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON ({error}): download it again.") from None
+    fields = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return SamplingParams(**{f: raw[f] for f in fields if raw.get(f) is not None})
