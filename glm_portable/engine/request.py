@@ -1,0 +1,78 @@
+"""One request from its submission to its last delta."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from glm_portable.engine.sampling import RowSampler, Sampled
+from glm_portable.engine.scheduler import Sequence
+from glm_portable.engine.stopping import AnswerText
+from glm_portable.engine.types import Delta, FinishReason, SamplingParams
+
+OnDelta = Callable[[Delta], None]
+
+
+@dataclass(eq=False)
+class Request:
+    """What the engine keeps of a request; survives preemption.
+
+    eos_ids: the model's tokens that end the answer, none with ignore_eos. num_prompt_tokens: how
+    many of sequence.token_ids are the prompt's.
+    """
+
+    params: SamplingParams
+    on_delta: OnDelta
+    sequence: Sequence
+    num_prompt_tokens: int
+    eos_ids: frozenset[int]
+    text: AnswerText
+    row: RowSampler
+
+    @property
+    def request_id(self) -> str:
+        return self.sequence.request_id
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.sequence.token_ids) - self.num_prompt_tokens
+
+    def append(self, sampled: Sampled) -> Delta:
+        """Take the next token; the delta has a finish_reason if it was the last one.
+
+        The token that ends an answer, EOS or of stop_token_ids, is in token_ids and logprobs and
+        counts as generated (as in vLLM), but is not in the text.
+        """
+        if sampled.token_id is None:
+            error = "The model returned no finite logits for this request."
+            return self.finish("error", error=error)
+        self.sequence.token_ids.append(sampled.token_id)
+        self.row.append(sampled.token_id)
+        reason: FinishReason | None
+        stop_reason: str | int | None
+        reason, stop_reason = self._ends_with(sampled.token_id)
+        text = ""
+        if reason is None:
+            text = self.text.add(sampled.token_id, self.num_generated > self.params.min_tokens)
+            if self.text.found is not None:
+                reason, stop_reason = "stop", self.text.found
+            elif len(self.sequence.token_ids) >= self.sequence.max_length:
+                reason = "length"
+        if reason is not None:
+            text += self.text.finish()
+        return Delta(
+            token_ids=(sampled.token_id,),
+            text=text,
+            logprobs=() if sampled.logprob is None else (sampled.logprob,),
+            finish_reason=reason,
+            stop_reason=stop_reason,
+        )
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> Delta:
+        """The last delta of a request that is given up; text still held back is dropped."""
+        return Delta(finish_reason=reason, error=error)
+
+    def _ends_with(self, token_id: int) -> tuple[FinishReason | None, int | None]:
+        if token_id in self.eos_ids:
+            return "stop", None
+        if token_id in self.params.stop_token_ids:
+            return "stop", token_id
+        return None, None

@@ -1,0 +1,229 @@
+"""From logits to the next token of each row; rows are independent of each other.
+
+The order is vLLM's: logit_bias and min_tokens, penalties, temperature, min_p, top_k, top_p. Every
+filter keeps tokens by their value and so keeps all that tie with the last one kept: what a
+filter keeps does not depend on how a backend orders equal values.
+
+A draw inverts the cumulative distribution at one number in [0, 1) that is a hash of the request's
+seed and of the token's position in the answer. It is the same on every device, after a
+preemption, and whatever else is in the batch.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm_portable.engine.types import SamplingParams, TokenLogprob
+
+_CANDIDATES = 1024
+"""How many of the largest probabilities are looked at before a whole row is sorted."""
+
+
+class History:
+    """What a request's penalties need to know: which tokens it has seen, and how often it wrote.
+
+    seen_V: bool, in prompt or output. counts_V: float32, occurrences in the output.
+    """
+
+    def __init__(self, prompt_ids: Sequence[int], vocab_size: int, device: torch.device) -> None:
+        self.seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.seen_V[torch.tensor(prompt_ids, device=device)] = True
+        self.counts_V = torch.zeros(vocab_size, device=device)
+
+    def append(self, token_id: int) -> None:
+        self.seen_V[token_id] = True
+        self.counts_V[token_id] += 1
+
+    def penalize(self, logits_V: Tensor, params: SamplingParams) -> None:
+        """Repetition (Keskar et al. 2019), then frequency and presence (OpenAI), in place."""
+        penalty = params.repetition_penalty
+        repeated_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
+        logits_V.copy_(torch.where(self.seen_V, repeated_V, logits_V))
+        logits_V -= params.frequency_penalty * self.counts_V
+        logits_V -= params.presence_penalty * (self.counts_V > 0)
+
+
+class RowSampler:
+    """One request's parameters and its progress, kept from its first token to its last.
+
+    stop_ids: the tokens that would end it, held back until min_tokens have been generated.
+    vocab_size: how many tokens there are to choose from.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        seed: int,
+        stop_ids: Iterable[int],
+        prompt_ids: Iterable[int],
+        vocab_size: int,
+    ) -> None:
+        self.params, self.seed, self.num_generated = params, seed, 0
+        self._stop_ids, self._vocab_size = sorted(stop_ids), vocab_size
+        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+        self._penalizes = penalties != (1, 0, 0)
+        self._prompt_ids = tuple(prompt_ids) if self._penalizes else ()
+        # Made when first needed: a request that waits should not take the vocabulary's size.
+        self._history: History | None = None
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjust` has anything to do for the next token."""
+        held = bool(self._stop_ids) and self.num_generated < self.params.min_tokens
+        return self._penalizes or held or bool(self.params.logit_bias)
+
+    def adjust(self, logits_V: Tensor) -> None:
+        """Apply bias, min_tokens and penalties in place."""
+        device = logits_V.device
+        if self.params.logit_bias:
+            ids = torch.tensor(list(self.params.logit_bias), device=device)
+            bias = torch.tensor(list(self.params.logit_bias.values()), device=device)
+            logits_V[ids] += bias.to(logits_V.dtype)
+        if self._stop_ids and self.num_generated < self.params.min_tokens:
+            logits_V[torch.tensor(self._stop_ids, device=device)] = float("-inf")
+        if self._penalizes:
+            if self._history is None:
+                self._history = History(self._prompt_ids, self._vocab_size, device)
+            self._history.penalize(logits_V, self.params)
+
+    def append(self, token_id: int) -> None:
+        """The token that was chosen."""
+        self.num_generated += 1
+        if self._history is not None:
+            self._history.append(token_id)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A row's next token, and its log probability if the request asked for it.
+
+    token_id is None where the model returned no finite logit to choose from.
+    """
+
+    token_id: int | None
+    logprob: TokenLogprob | None = None
+
+
+def sample(logits_RV: Tensor, rows: Sequence[RowSampler], vocab_size: int) -> list[Sampled]:
+    """Choose a token for each row.
+
+    logits_RV: of the model, float32 or wider; rows of the vocabulary from vocab_size on are ones
+    that no token has, and are never chosen nor reported.
+    """
+    choices_RV = logits_RV[:, :vocab_size].float()
+    if any(row.adjusts for row in rows):
+        choices_RV = choices_RV.clone()  # .float() may have copied nothing
+        for logits_V, row in zip(choices_RV, rows, strict=True):
+            if row.adjusts:
+                row.adjust(logits_V)
+    best_R, token_R = choices_RV.max(dim=-1)
+    drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
+    if drawn:
+        token_R[drawn] = draw(choices_RV[drawn], [rows[index] for index in drawn])
+    token_ids = token_R.tolist()
+    # NaN counts as the largest value, so the best one tells about the whole row.
+    usable = best_R.isfinite().tolist()
+    reported = logprobs(logits_RV, rows, token_R, vocab_size)
+    return [
+        Sampled(token_id, reported.get(index)) if usable[index] else Sampled(None)
+        for index, token_id in enumerate(token_ids)
+    ]
+
+
+def logprobs(
+    logits_RV: Tensor, rows: Sequence[RowSampler], token_R: Tensor, vocab_size: int
+) -> dict[int, TokenLogprob]:
+    """Row index to log probabilities under the model's own distribution, where asked for."""
+    asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
+    if not asking:
+        return {}
+    logprobs_RV = logits_RV[asking].float().log_softmax(dim=-1)
+    tokens = token_R[asking]
+    # Both come from the same tensor: clients find a greedy token by comparing floats.
+    chosen = logprobs_RV.gather(1, tokens[:, None])[:, 0].tolist()
+    most = max(rows[index].params.logprobs or 0 for index in asking)
+    top = logprobs_RV[:, :vocab_size].topk(min(most, vocab_size), dim=-1)
+    result = {}
+    for place, index in enumerate(asking):
+        count = rows[index].params.logprobs or 0
+        pairs = zip(
+            top.indices[place, :count].tolist(), top.values[place, :count].tolist(), strict=True
+        )
+        result[index] = TokenLogprob(int(tokens[place]), chosen[place], tuple(pairs))
+    return result
+
+
+def draw(logits_RV: Tensor, rows: Sequence[RowSampler]) -> Tensor:
+    """Draw a token for each row at its temperature and after its filters: (R,) int64."""
+    params, device = [row.params for row in rows], logits_RV.device
+    temperature_R1 = column([p.temperature for p in params], device)
+    # Subtracting the largest first keeps a tiny temperature from overflowing.
+    scaled_RV = logits_RV - logits_RV.amax(-1, keepdim=True)
+    scaled_RV /= temperature_R1.clamp(min=torch.finfo(torch.float32).tiny)
+    keep_min_p(scaled_RV, [p.min_p for p in params])
+    keep_top_k(scaled_RV, [p.top_k for p in params])
+    probs_RV = scaled_RV.softmax(dim=-1)
+    keep_top_p(probs_RV, [p.top_p for p in params])
+    cumulative_RV = probs_RV.cumsum(dim=-1)
+    points_R1 = column([uniform(row.seed, row.num_generated) for row in rows], device)
+    target_R1 = points_R1 * cumulative_RV[:, -1:]
+    token_R = torch.searchsorted(cumulative_RV, target_R1, right=True)[:, 0]
+    return token_R.clamp(max=logits_RV.shape[1] - 1)  # beyond the end only in a row of NaN
+
+
+def column(values: Sequence[float], device: torch.device) -> Tensor:
+    """One number a row: (R, 1) float32."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1), a function of its arguments alone, of which any two are independent.
+
+    With 23 bits its product with a float32 total stays below the total, so that the search for
+    it always ends at a token of positive probability.
+    """
+    key = (seed % 2**64).to_bytes(8, "little") + position.to_bytes(8, "little")
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 41) / 2**23
+
+
+def keep_min_p(scaled_RV: Tensor, min_p: Sequence[float]) -> None:
+    """Remove, in place, tokens less probable than min_p times the most probable one.
+
+    scaled_RV: logits whose largest is 0 in every row.
+    """
+    if any(min_p):
+        least_R1 = column(min_p, scaled_RV.device).log()
+        scaled_RV.masked_fill_(scaled_RV < least_R1, float("-inf"))
+
+
+def keep_top_k(logits_RV: Tensor, top_k: Sequence[int]) -> None:
+    """Remove, in place, tokens below the k-th largest; k 0 keeps all."""
+    vocab_size = logits_RV.shape[1]
+    limited = [index for index, k in enumerate(top_k) if 0 < k < vocab_size]
+    if not limited:
+        return
+    rows_RV = logits_RV[limited]
+    last_R1 = torch.tensor([top_k[i] - 1 for i in limited], device=logits_RV.device)[:, None]
+    largest_RK = rows_RV.topk(int(last_R1.max()) + 1, dim=-1).values
+    kth_R1 = largest_RK.gather(1, last_R1)
+    logits_RV[limited] = rows_RV.masked_fill(rows_RV < kth_R1, float("-inf"))
+
+
+def keep_top_p(probs_RV: Tensor, top_p: Sequence[float]) -> None:
+    """Zero, in place, all but the most probable tokens that together reach top_p; 1 keeps all."""
+    limited = [index for index, p in enumerate(top_p) if p < 1]
+    if not limited:
+        return
+    rows_RV = probs_RV[limited]
+    mass_R1 = column([top_p[i] for i in limited], probs_RV.device)
+    largest_RK = rows_RV.topk(min(_CANDIDATES, rows_RV.shape[1]), dim=-1).values
+    sums_RK = largest_RK.cumsum(dim=-1)
+    if bool((sums_RK[:, -1:] < mass_R1).any()):  # flat rows: a peaked one needs few candidates
+        largest_RK = rows_RV.sort(dim=-1, descending=True).values
+        sums_RK = largest_RK.cumsum(dim=-1)
+    last_R1 = (sums_RK < mass_R1).sum(-1, keepdim=True).clamp(max=sums_RK.shape[1] - 1)
+    probs_RV[limited] = rows_RV.masked_fill(rows_RV < largest_RK.gather(1, last_R1), 0.0)
