@@ -196,7 +196,9 @@ def _advice(name: str) -> str:
 
 def _common_dtype(entries: Iterable[Entry]) -> torch.dtype:
     """The storage type of modules that become one weight; quantised ones must agree."""
-    by_dtype = {entry.dtype: entry for entry in entries}
+    by_dtype: dict[torch.dtype, Entry] = {}
+    for entry in entries:
+        by_dtype.setdefault(entry.dtype, entry)
     if len(by_dtype) > 1 and any(dtype in KINDS for dtype in by_dtype):
         a, b = list(by_dtype.values())[:2]
         raise UsageError(

@@ -21,6 +21,9 @@ from glm_portable.errors import UsageError
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 HEADER_LIMIT = 100_000_000  # that of the safetensors library
+# Converted at a time: too few for PyTorch to start threads below our own, and for the allocator to
+# keep much of it.
+STAGED_ELEMENTS = 1 << 15
 
 DTYPES = {
     "BF16": torch.bfloat16,
@@ -45,15 +48,20 @@ class Entry:
     def read(self) -> Tensor:
         """The tensor as stored, on the host."""
         out = torch.empty(self.shape, dtype=self.dtype)
-        self.shard.read_into(self.offset, out)
+        self.read_into(out)
         return out
 
     def read_into(self, out: Tensor) -> None:
-        """Fill `out`, of the same number of elements; converts (rounding once) if dtypes differ."""
-        if out.device.type == "cpu" and out.dtype == self.dtype and out.is_contiguous():
+        """Fill the contiguous `out`, of as many elements; converts (rounding once) and moves."""
+        if out.device.type == "cpu" and out.dtype == self.dtype:
             self.shard.read_into(self.offset, out)
-        else:
-            out.copy_(self.read().view(out.shape))
+            return
+        flat = out.view(-1)
+        for begin in range(0, flat.numel(), STAGED_ELEMENTS):
+            part = flat[begin : begin + STAGED_ELEMENTS]
+            staged = torch.empty(part.shape, dtype=self.dtype)
+            self.shard.read_into(self.offset + begin * self.dtype.itemsize, staged)
+            part.copy_(staged)
 
 
 class Shard:
@@ -70,7 +78,7 @@ class Shard:
 
     def read_into(self, offset: int, out: Tensor) -> None:
         """Fill the contiguous host tensor `out` with the bytes at `offset`."""
-        rest = out.flatten().view(torch.uint8).numpy().data
+        rest = out.view(-1).view(torch.uint8).numpy().data
         while rest:
             try:
                 count = os.preadv(self.file.fileno(), [rest], offset)
