@@ -1,0 +1,153 @@
+"""The command line: `glm-portable serve | generate | chat | evaluate | bench`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glm_portable.options import F, Group, config_option, kebab, option
+
+if TYPE_CHECKING:  # importing torch takes seconds, which --help and --version need not
+    from glm_portable.glm import GLM
+
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": kebab,
+    "max_content_width": 100,
+}
+file_path = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group(cls=Group, context_settings=SETTINGS)
+@click.version_option(package_name="glm-portable", prog_name="glm-portable")
+def main() -> None:
+    """Run GLM-4.5, 4.6 and 4.7. Without MODEL, commands use the embedded pocket model."""
+
+
+def model_options(command: F) -> F:
+    """MODEL and the options that say how it is loaded."""
+    for decorate in reversed(
+        [
+            click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL"),
+            option("--backend", default="auto", help="auto, cpu, or reference (plain PyTorch)."),
+            option("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32."),
+            option("--revision", help="Branch, tag or commit, for a MODEL on a hub."),
+            option("--chat-template", type=file_path, help="Jinja file instead of the model's."),
+            option(
+                "--tool-call-parser", help="glm45 or glm47; told from the template if not given."
+            ),
+            config_option,
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
+def limit_options(command: F) -> F:
+    """How much the engine takes on at once."""
+    for decorate in reversed(
+        [
+            option("--max-model-len", type=int, help="Window: prompt and answer together."),
+            option("--max-num-seqs", type=int, help="Sequences in one step. [default: 256]"),
+            option(
+                "--max-num-batched-tokens", type=int, help="Tokens in one step. [default: 2048]"
+            ),
+            option("--kv-cache-memory", type=int, help="Bytes. [default: half of what is free]"),
+            option("--seed", type=int, default=0, help="For requests without a seed of their own."),
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
+@main.command()
+@model_options
+@limit_options
+@option("--host", default="127.0.0.1", help="0.0.0.0 to listen on every interface.")
+@option("--port", type=int, default=8000, help="0 takes a free one.")
+@option("--served-model-name", multiple=True, help="What requests call the model; repeatable.")
+@option("--api-key", multiple=True, help="Required as Bearer token; repeatable.")
+@option("--allowed-origins", multiple=True, help="Web pages (CORS) that may call; repeatable.")
+@option("--reasoning-parser", type=click.Choice(["glm45"]), help="For vLLM's command lines.")
+@option("--enable-auto-tool-choice", is_flag=True, help="Always on; for vLLM's command lines.")
+@option("--drain-grace", type=float, default=30.0, help="Seconds for running requests at the end.")
+def serve(model: str | None, **options: Any) -> None:
+    """Serve an OpenAI-compatible API."""
+    from glm_portable.commands import run_server
+
+    raise SystemExit(run_server(model, **options))
+
+
+@main.command()
+@click.argument("prompt")
+@model_options
+@option("--max-tokens", type=int, default=512, help="Most tokens to generate.")
+@option("--temperature", type=float, default=1.0, help="0 always takes the likeliest token.")
+@option("--top-p", type=float, default=1.0, help="Nucleus sampling.")
+@option("--seed", type=int, help="Makes sampling repeatable.")
+@option("--thinking/--no-thinking", default=True, help="Whether the model may think first.")
+@option("--raw", is_flag=True, help="Continue PROMPT as plain text, without the chat template.")
+def generate(prompt: str, model: str | None, raw: bool, thinking: bool, **options: Any) -> None:
+    """Answer PROMPT once. Thinking is shown dimmed, the answer on stdout."""
+    from glm_portable.terminal import Printer
+
+    glm, sampling = _load(model, options), _sampling(options)
+    if raw:
+        request: Any = prompt
+    else:
+        request = [{"role": "user", "content": prompt}]
+    events = glm.stream(request, chat_template_kwargs={"enable_thinking": thinking}, **sampling)
+    Printer().show(events)
+
+
+@main.command()
+@model_options
+@option("--max-tokens", type=int, default=1024, help="Most tokens of one answer.")
+@option("--temperature", type=float, default=1.0, help="0 always takes the likeliest token.")
+@option("--top-p", type=float, default=1.0, help="Nucleus sampling.")
+@option("--seed", type=int, help="Makes sampling repeatable.")
+@option("--thinking/--no-thinking", default=True, help="Whether the model may think first.")
+@option("--system", help="System message.")
+def chat(model: str | None, thinking: bool, system: str | None, **options: Any) -> None:
+    """Chat in the terminal; thinking is shown apart from the answer."""
+    from glm_portable.terminal import Chat
+
+    glm, sampling = _load(model, options), _sampling(options)
+    Chat(glm, thinking=thinking, system=system, sampling=sampling).run()
+
+
+@main.command()
+@model_options
+@option("--url", help="Score the server at this address instead of loading MODEL.")
+@option("--api-key", help="For --url.")
+@option("--samples", type=int, default=40, help="Held-out samples a skill and thinking mode.")
+@option("--skills", help="Only these, separated by commas.")
+@option("--seed", type=int, default=9000, help="Which held-out samples.")
+@option("--concurrency", type=int, default=16, help="Requests at once.")
+@option("--show", type=int, default=0, help="How many wrong answers to print.")
+@option("--json", "json_path", type=file_path, help="Write the results here too.")
+def evaluate(model: str | None, url: str | None, api_key: str | None, **options: Any) -> None:
+    """Score a model on the pocket model's held-out tasks and print the table."""
+    from glm_portable.commands import ask_endpoint, ask_glm
+    from glm_portable.evaluate.command import run_evaluate
+
+    load_options = {k: options.pop(k) for k in LOAD_OPTIONS}
+    if url is not None:
+        with ask_endpoint(url, model, api_key) as endpoint:
+            run_evaluate(endpoint, **options)
+    else:
+        run_evaluate(ask_glm(_load(model, load_options)), **options)
+
+
+LOAD_OPTIONS = ("backend", "dtype", "revision", "chat_template", "tool_call_parser")
+SAMPLING_OPTIONS = ("max_tokens", "temperature", "top_p", "seed")
+
+
+def _load(model: str | None, options: dict[str, Any]) -> "GLM":
+    from glm_portable.terminal import load_with_progress
+
+    return load_with_progress(model, **{k: options[k] for k in LOAD_OPTIONS})
+
+
+def _sampling(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: options[k] for k in SAMPLING_OPTIONS}

@@ -1,0 +1,99 @@
+"""The bodies of the commands that put larger parts together: the server, the evaluation."""
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from glm_portable.engine.engine import Engine
+from glm_portable.evaluate import Answer, Ask, Call, Endpoint
+from glm_portable.glm import GLM
+from glm_portable.serve.server import bind, run
+from glm_portable.serve.service import Service
+from glm_portable.serve.settings import ServerSettings
+from glm_portable.terminal import load_with_progress
+
+
+def run_server(
+    model: str | None,
+    *,
+    host: str,
+    port: int,
+    served_model_name: Sequence[str],
+    api_key: Sequence[str],
+    allowed_origins: Sequence[str],
+    drain_grace: float,
+    max_model_len: int | None,
+    max_num_seqs: int | None,
+    max_num_batched_tokens: int | None,
+    kv_cache_memory: int | None,
+    seed: int,
+    reasoning_parser: str | None,
+    enable_auto_tool_choice: bool,
+    **load_options: Any,
+) -> int:
+    """Load, serve until a signal, drain; returns the exit code. Raises UsageError before that.
+
+    reasoning_parser and enable_auto_tool_choice change nothing: both are always on here.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    console = Console(stderr=True, highlight=False)
+    sock = bind(ServerSettings(host=host, port=port))  # a taken port shows before the loading
+    glm = load_with_progress(model, **load_options)
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        served_model_names=tuple(served_model_name) or (glm.name,),
+        api_keys=tuple(api_key),
+        allowed_origins=tuple(allowed_origins),
+        drain_grace_s=drain_grace,
+        sampling=glm.sampling,
+    )
+    limits = glm.limits(
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        memory_bytes=kv_cache_memory,
+    )
+    tokens = limits.num_pages * limits.page_size
+    console.print(
+        f"KV cache: {tokens:,} tokens, {tokens / limits.max_model_len:.1f} windows of "
+        f"{limits.max_model_len:,}; up to {limits.max_num_seqs} sequences at once"
+    )
+    with Engine(glm.model, glm.tokenizer, limits, seed) as engine:
+        service = Service(
+            engine, glm.chat, glm.tokenizer, glm.call_format, limits.max_model_len, settings
+        )
+        return run(service, sock, lambda url: console.print(_ready(url, settings)))
+
+
+def _ready(url: str, settings: ServerSettings) -> str:
+    names = ", ".join(settings.served_model_names)
+    return f"Serving {names} at {url}/v1 (Ctrl-C finishes what runs and ends)"
+
+
+def ask_endpoint(url: str, model: str | None, api_key: str | None) -> Endpoint:
+    """Questions for a server."""
+    return Endpoint(url, model=model, api_key=api_key)
+
+
+def ask_glm(glm: GLM) -> Ask:
+    """Questions for a model in this process."""
+
+    def ask(messages: Any, tools: Any, thinking: bool, max_tokens: int) -> Answer:
+        answer = glm.generate(
+            messages,
+            tools=tools,
+            chat_template_kwargs={"enable_thinking": thinking},
+            temperature=0.0,
+            max_tokens=max_tokens,
+        )
+        calls = tuple(Call(c.name, json.loads(c.arguments)) for c in answer.tool_calls)
+        finish = "tool_calls" if calls else answer.finish_reason
+        return Answer(answer.content or "", answer.reasoning or "", calls, finish)
+
+    return ask

@@ -1,0 +1,80 @@
+"""How the command line reads its options: names, environment, configuration file, errors.
+
+Every option can also come from the environment as GLM_PORTABLE_<NAME> and from `--config FILE`
+(YAML); the command line wins over the environment, and that over the file. Names may be written
+with dashes or underscores. Bad input is one sentence on stderr and exit code 2.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from glm_portable.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kebab(name: str) -> str:
+    """Option and command names as they are declared; values of choices pass through unharmed."""
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+class Group(click.Group):
+    """A group whose commands turn UsageError into one sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+
+
+def option(*declarations: str, **attributes: Any) -> Callable[[F], F]:
+    """`click.option` that also reads GLM_PORTABLE_<NAME>, and whose help says so."""
+    name = max(declarations, key=len).split("/")[0].lstrip("-").replace("-", "_")
+    settings: dict[str, Any] = {
+        "envvar": f"GLM_PORTABLE_{name.upper()}",
+        "show_envvar": True,
+        "show_default": True,
+    }
+    return click.option(*declarations, **(settings | attributes))
+
+
+def config_option(command: F) -> F:
+    """`--config FILE`: a YAML mapping of option names to values."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar="GLM_PORTABLE_CONFIG",
+        show_envvar=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        help="YAML file of options; the command line and the environment win over it.",
+    )(command)
+
+
+def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--config {path} cannot be read as YAML: {reason}.") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path} must map option names to values.")
+    known = {parameter.name for parameter in ctx.command.params}
+    defaults = {str(key).lstrip("-").replace("-", "_"): value for key, value in values.items()}
+    unknown = sorted(set(defaults) - known)
+    if unknown:
+        raise UsageError(
+            f"--config {path}: {unknown[0]!r} is no option of {ctx.command.name}; "
+            f"see glm-portable {ctx.command.name} --help."
+        )
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}

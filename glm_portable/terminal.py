@@ -1,0 +1,141 @@
+"""What a person sees in the terminal: the loading bar, streamed answers, the chat."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from glm_portable.engine.engine import EngineFailure
+from glm_portable.errors import UsageError
+from glm_portable.glm import GLM
+from glm_portable.serve.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+
+Message = dict[str, Any]
+
+
+def load_with_progress(model: str | None, **options: Any) -> GLM:
+    """GLM.load with a progress bar on stderr and, at the end, one line with the speed."""
+    console = Console(stderr=True)
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    begin = time.monotonic()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("loading", total=None)
+        glm = GLM.load(
+            model,
+            on_bytes=lambda n, total: progress.update(task, advance=n, total=total),
+            **options,
+        )
+        size = progress.tasks[task].completed
+    seconds = time.monotonic() - begin
+    console.print(
+        f"Loaded {glm.name}: {size / 1e6:,.1f} MB in {seconds:.1f} s "
+        f"({size / 1e6 / seconds:,.0f} MB/s), {_dtype(glm)} on {glm.model.ops.name}",
+        highlight=False,
+    )
+    return glm
+
+
+def _dtype(glm: GLM) -> str:
+    return str(glm.model.dtype).removeprefix("torch.")
+
+
+class Printer:
+    """Prints an answer as it comes: thinking dim on stderr, the answer plain on stdout."""
+
+    def __init__(self, out: Console | None = None, aside: Console | None = None) -> None:
+        self.out = out or Console(highlight=False, soft_wrap=True)
+        self.aside = aside or Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def show(self, events: Iterable[Event]) -> list[Event]:
+        """Print all events and return them."""
+        seen: list[Event] = []
+        for event in events:
+            if seen and type(event) is not type(seen[-1]) and not _goes_on(event):
+                (self.aside if isinstance(seen[-1], Reasoning) else self.out).print()
+            self._print(event)
+            seen.append(event)
+        if seen:
+            (self.aside if isinstance(seen[-1], Reasoning) else self.out).print()
+        return seen
+
+    def _print(self, event: Event) -> None:
+        if isinstance(event, Reasoning):
+            self.aside.print(event.text, style="dim italic", end="", markup=False)
+        elif isinstance(event, Content):
+            self.out.print(event.text, end="", markup=False)
+        elif isinstance(event, ToolCallStart):
+            self.out.print(f"calls {event.name} ", style="cyan", end="", markup=False)
+        else:
+            self.out.print(event.text, style="cyan", end="", markup=False)
+
+
+def _goes_on(event: Event) -> bool:
+    """Whether an event stands on the line of the one before it."""
+    return isinstance(event, ToolCallArguments)
+
+
+class Chat:
+    """A conversation in the terminal. Ctrl-C stops an answer, Ctrl-D or /exit ends it all."""
+
+    def __init__(
+        self, glm: GLM, *, thinking: bool, system: str | None, sampling: dict[str, Any]
+    ) -> None:
+        self.glm, self.thinking, self.sampling = glm, thinking, sampling
+        self.messages: list[Message] = []
+        self._start = [{"role": "system", "content": system}] if system else []
+        self.console = Console(stderr=True, highlight=False)
+        self.printer = Printer()
+
+    def run(self) -> None:
+        """Until the end of the input."""
+        self.console.print("/thinking switches thinking, /clear forgets, /exit ends.", style="dim")
+        self._clear()
+        for line in self._lines():
+            if line == "/exit":
+                return
+            if line == "/clear":
+                self._clear()
+            elif line == "/thinking":
+                self.thinking = not self.thinking
+                self.console.print(f"thinking {'on' if self.thinking else 'off'}", style="dim")
+            elif line.strip():
+                self.answer(line)
+
+    def answer(self, text: str) -> None:
+        """Answer one message and remember both; a message that cannot be answered is forgotten."""
+        self.messages.append({"role": "user", "content": text})
+        events = self.glm.stream(
+            self.messages,
+            chat_template_kwargs={"enable_thinking": self.thinking},
+            **self.sampling,
+        )
+        seen: list[Event] = []
+        try:
+            self.printer.show(_recorded(events, seen))
+        except KeyboardInterrupt:
+            self.console.print("\n(stopped)", style="dim")
+        except (UsageError, EngineFailure) as error:
+            self.console.print(f"Error: {error}", style="red", markup=False)
+            self.messages.pop()
+            return
+        said = "".join(event.text for event in seen if isinstance(event, Content))
+        self.messages.append({"role": "assistant", "content": said})
+
+    def _clear(self) -> None:
+        self.messages = list(self._start)
+
+    def _lines(self) -> Iterator[str]:
+        while True:
+            try:
+                yield self.console.input("[bold]> [/bold]")
+            except (EOFError, KeyboardInterrupt):
+                self.console.print()
+                return
+
+
+def _recorded(events: Iterable[Event], seen: list[Event]) -> Iterator[Event]:
+    for event in events:
+        seen.append(event)
+        yield event
