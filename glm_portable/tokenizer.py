@@ -89,7 +89,10 @@ class Tokenizer:
                 f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at position "
                 f"{error.start}, which is not a character; send valid Unicode."
             ) from None
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # A batch of one, because the library lets other threads run only while it encodes batches:
+        # a megabyte takes about a second.
+        [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         return ids
 
     def encode_template(self, text: str, plain: Callable[[str], str] = str) -> list[int]:

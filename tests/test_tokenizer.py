@@ -1,5 +1,7 @@
 import json
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,18 @@ def test_the_files_special_flags_do_not_decide_about_known_tokens(
     text = "<think><|user|></think>/nothink"
     assert tokenizer.encode(text) == TOKENIZER.encode(text)
     assert tokenizer.decode(tokenizer.encode_template(text)) == "<think></think>/nothink"
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    encoding = threading.Thread(
+        target=TOKENIZER.encode, args=("Hello <b>world</b>, [you]. " * 20_000,)
+    )
+    encoding.start()
+    turns = 0
+    while encoding.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 10  # an encoding that blocks the interpreter leaves one or two
 
 
 @pytest.mark.parametrize("bad", ["a\ud800", "\udfff", "<|user|>\ud83d x"])
