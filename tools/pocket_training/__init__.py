@@ -1,0 +1,1 @@
+"""The pocket model's trainer: network, data, optimiser, loop and export."""
