@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,6 +14,7 @@ from glm_portable.serve.chat import Prompt
 from glm_portable.serve.chat_answer import ChatAnswer, ChatChoice
 from glm_portable.serve.completion_answer import CompletionAnswer
 from glm_portable.serve.errors import from_usage_error
+from glm_portable.serve.forced_call import choose
 from glm_portable.serve.generation import Job
 from glm_portable.serve.openapi import describe
 from glm_portable.serve.parsing import Parser
@@ -21,7 +22,7 @@ from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
 from glm_portable.serve.service import Service
 from glm_portable.serve.streaming import ClientGone, EventStream, encode, unless_disconnected
-from glm_portable.serve.tools import opening
+from glm_portable.serve.tools import openings
 from glm_portable.serve.usage import Usage
 
 
@@ -34,13 +35,13 @@ def router(service: Service) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         service.admit()
         body = await read(request, ChatRequest, service.settings.max_body_bytes)
-        return await respond(request, await start_chat(service, body), body.stream)
+        return await respond(request, start_chat(service, body), body.stream)
 
     @routes.post("/completions", **describe(CompletionRequest, "Continue a text."))
     async def completions(request: Request) -> Response:
         service.admit()
         body = await read(request, CompletionRequest, service.settings.max_body_bytes)
-        return await respond(request, await start_completion(service, body), body.stream)
+        return await respond(request, start_completion(service, body), body.stream)
 
     def card(name: str) -> dict[str, Any]:
         facts = {"object": "model", "created": started, "owned_by": "glm-portable"}
@@ -58,28 +59,33 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def respond(request: Request, answer: Answer, stream: bool | None) -> Response:
-    """Send the answer; if the client goes away, the generation ends."""
-    if stream:
-        return EventStream(answer.generation, answer.chunks())
-    async with answer.generation:
-        try:
+async def respond(
+    request: Request, starting: Coroutine[Any, Any, Answer], stream: bool | None
+) -> Response:
+    """Start an answer and send it; if the client goes away, whatever runs for it ends."""
+    try:
+        answer = await unless_disconnected(request.receive, starting)
+        if stream:
+            return EventStream(answer.generation, answer.chunks())
+        async with answer.generation:
             whole = await unless_disconnected(request.receive, answer.whole())
-        except ClientGone:
-            return Response(status_code=499)  # reaches nobody but the access log
+    except ClientGone:
+        return Response(status_code=499)  # nobody gets it
     return Response(encode(whole), media_type="application/json")
 
 
 async def start_chat(service: Service, request: ChatRequest) -> ChatAnswer:
     """Render the conversation and start its choices. Raises ApiError."""
     model = service.model(request.model)
-    prefix = opening(request.choice, service.call_format, request.tools or ())
-    prompt, ids = await asyncio.to_thread(_render, service, request, prefix)
-    n = request.n or 1
-    params = for_each_choice(sampling_params(request, service.settings.sampling), n)
+    params = sampling_params(request, service.settings.sampling)
+    forced = openings(request.choice, service.call_format, request.tools or ())
+    prompt = await asyncio.to_thread(_render, service, request, bool(forced))
+    opening = await choose(service, prompt.token_ids, params, forced)
+    ids, prefix = prompt.token_ids + opening, service.tokenizer.decode(opening)
+    choices = list(for_each_choice(params, request.n or 1))
     return ChatAnswer(
-        service.generate([Job(ids, choice) for choice in params]),
-        [_choice(request, prompt, prefix) for _ in range(n)],
+        service.generate([Job(ids, params) for params in choices]),
+        [_choice(request, prompt, prefix) for _ in choices],
         service.tokenizer,
         logprobs=bool(request.logprobs),
         model=model,
@@ -89,29 +95,24 @@ async def start_chat(service: Service, request: ChatRequest) -> ChatAnswer:
     )
 
 
-def _render(service: Service, request: ChatRequest, prefix: str) -> tuple[Prompt, Sequence[int]]:
-    """The prompt, and its token ids with what a forced tool choice adds to them."""
+def _render(service: Service, request: ChatRequest, forced: bool) -> Prompt:
     tools = None if request.choice.mode == "none" else list(request.tools or ())
     options = request.template_options
-    if prefix:
+    if forced:  # the call begins at once
         options = {name: on for name, on in options.items() if name != "thinking"}
         options["enable_thinking"] = False
     try:
-        prompt = service.chat.encode(request.messages, tools, chat_template_kwargs=options)
+        return service.chat.encode(request.messages, tools, chat_template_kwargs=options)
     except UsageError as error:
         raise from_usage_error(error) from None
-    return prompt, prompt.token_ids + service.tokenizer.encode(prefix)
 
 
 def _choice(request: ChatRequest, prompt: Prompt, prefix: str) -> ChatChoice:
-    choice = request.choice
-    tools = request.tools if choice.mode != "none" else None
-    if choice.mode == "named":
-        tools = tuple(t for t in tools or () if t["function"]["name"] == choice.name)
+    tools = request.tools if request.choice.mode != "none" else None
     return ChatChoice(
         Parser(tools, starts_in_reasoning=prompt.starts_in_reasoning, thinking=prompt.thinking),
         prefix=prefix,
-        single_call=choice.mode == "named" or request.parallel_tool_calls is False,
+        single_call=request.choice.mode == "named" or request.parallel_tool_calls is False,
     )
 
 

@@ -1,10 +1,4 @@
-"""The `tools` and `tool_choice` of a request, and how a choice is enforced.
-
-`required` and a named tool are enforced by writing the beginning of the call for the model: the
-assistant's turn starts with thinking closed and an open call, with its name if one was named. The
-model then writes the arguments. What it could still do wrong (name an undeclared tool, or leave
-out a parameter) is not prevented by this: such a call is not reported as one.
-"""
+"""The `tools` and `tool_choice` of a request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainValidator, WithJsonSchema
 
 from glm_portable.serve.chat import Format
-from glm_portable.serve.parsing import CALL, KEY
+from glm_portable.serve.parsing import CALL, END_CALL, KEY
 
 MAX_TOOLS = 512
 _NAME = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": r"^[^\s<>]+$"}
@@ -118,22 +112,24 @@ ToolChoice = Annotated[
 ]
 
 
-def opening(choice: Choice, call_format: Format, tools: Sequence[Mapping[str, Any]]) -> str:
-    """What a forced choice writes for the model, after a prompt that has closed the thinking.
+def openings(choice: Choice, call_format: Format, tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The beginnings of a call that a forced choice allows, after a prompt that closed thinking.
 
-    The name of a GLM-4.7 call ends only where its first argument begins, so that is written too
-    where the tool has a required parameter: the model cannot go on with the name.
+    Each goes up to what ends the name, so that the model cannot go on with it: GLM-4.5 ends it by
+    a newline, GLM-4.7 by the first argument or the end of the call.
     """
-    if not choice.forced:
-        return ""
-    newline = "\n" if call_format == "glm45" else ""
-    start = newline + CALL + (choice.name or "")
-    if choice.name is None or newline:
-        return start + (newline if choice.name else "")
-    return start + (KEY if _has_required(choice.name, tools) else "")
+    functions = [tool["function"] for tool in tools] if choice.forced else []
+    found: dict[str, None] = {}
+    for function in functions:
+        name = function["name"]
+        if choice.name in (None, name):
+            ends = ["\n"] if call_format == "glm45" else _glm47_ends(function.get("parameters"))
+            lead = "\n" if call_format == "glm45" else ""
+            found |= dict.fromkeys(f"{lead}{CALL}{name}{end}" for end in ends)
+    return list(found)
 
 
-def _has_required(name: str, tools: Sequence[Mapping[str, Any]]) -> bool:
-    functions = (tool["function"] for tool in tools)
-    parameters = next((f.get("parameters") for f in functions if f["name"] == name), None)
-    return bool(parameters and parameters.get("required"))
+def _glm47_ends(parameters: Mapping[str, Any] | None) -> list[str]:
+    if not parameters or parameters.get("properties") == {}:
+        return [END_CALL]
+    return [KEY] if parameters.get("required") else [KEY, END_CALL]

@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -13,6 +12,7 @@ import pytest
 
 from tests.serve.conversation import HI, chat
 from tests.serve.fake_engine import WAIT_S, WINDOW, Running, fake_server
+from tests.serve.raw import connect, read_to_the_end
 
 BODY = {"messages": HI}
 CHAT = "/v1/chat/completions"
@@ -44,12 +44,6 @@ def keyed(guarded: Running) -> Iterator[httpx.Client]:
     headers = {"authorization": "Bearer first-key"}
     with httpx.Client(base_url=guarded.url, timeout=WAIT_S, headers=headers) as client:
         yield client
-
-
-def connect(url: str) -> socket.socket:
-    address = urlsplit(url)
-    assert address.hostname and address.port
-    return socket.create_connection((address.hostname, address.port), timeout=WAIT_S)
 
 
 def test_models(server: Running, client: openai.OpenAI) -> None:
@@ -169,13 +163,6 @@ def test_a_declared_size_over_the_limit_is_not_awaited(guarded: Running) -> None
         head += "Content-Type: application/json\r\nContent-Length: 1000000000\r\n\r\n"
         connection.sendall(head.encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
-
-
-def read_to_the_end(connection: socket.socket) -> bytes:
-    found = b""
-    while piece := connection.recv(4096):
-        found += piece
-    return found
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Clients that leave, clients that stall, and the end of the server."""
 
-import json
 import os
 import signal
 import socket
@@ -28,19 +27,10 @@ from tests.serve.fake_engine import (
     fake_service,
     says,
 )
-from tests.serve.test_http import connect, read_to_the_end
+from tests.serve.raw import connect, read_to_the_end, start_request
 
 CHAT = "/v1/chat/completions"
 SLOW_SERVER = Path(__file__).parent / "slow_server.py"
-
-
-def start_request(url: str, **extra: Any) -> socket.socket:
-    """A chat request on a connection that the test holds in its hands."""
-    body = json.dumps({"messages": HI} | extra).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    connection = connect(url)
-    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    return connection
 
 
 def by_hand(request: Submitted) -> list[Any]:
