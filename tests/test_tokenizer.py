@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -72,6 +72,7 @@ def test_a_typed_tag_is_its_token(tag: str) -> None:
     assert TOKENIZER.decode(ids) == f"a{tag}b"
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_user_text_never_becomes_a_control_token_and_comes_back_whole(text: str) -> None:
     ids = TOKENIZER.encode(text)
@@ -79,6 +80,7 @@ def test_user_text_never_becomes_a_control_token_and_comes_back_whole(text: str)
     assert TOKENIZER.decode(ids) == text
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_template_text_is_encoded_as_the_library_does(text: str) -> None:
     assert TOKENIZER.encode_template(text) == LIBRARY.encode(text, add_special_tokens=False).ids
@@ -92,6 +94,7 @@ def test_template_text_between_control_tokens_passes_through_plain() -> None:
     assert ids == [user, *BARE.encode("a<|user|>b").ids, assistant]
 
 
+@settings(deadline=None)
 @given(IDS)
 def test_decode_equals_the_library_on_whole_characters(ids: list[int]) -> None:
     spelt = b"".join(TOKENIZER.token_bytes(i) for i in ids if not TOKENIZER.is_control(i))
@@ -102,6 +105,7 @@ def test_decode_equals_the_library_on_whole_characters(ids: list[int]) -> None:
     assert TOKENIZER.decode(ids) == expected == LIBRARY.decode(ids, skip_special_tokens=True)
 
 
+@settings(deadline=None)
 @given(IDS, st.lists(st.integers(0, 40)))
 def test_a_stream_joins_to_decode_for_every_cut(ids: list[int], cuts: list[int]) -> None:
     borders = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
@@ -110,6 +114,7 @@ def test_a_stream_joins_to_decode_for_every_cut(ids: list[int], cuts: list[int])
     assert "".join([*pieces, stream.flush()]) == TOKENIZER.decode(ids)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_a_stream_never_emits_part_of_a_character(text: str) -> None:
     stream = TOKENIZER.stream()

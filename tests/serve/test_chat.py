@@ -10,6 +10,8 @@ from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
 from glm_portable.pocket import path
 from glm_portable.serve.chat import ChatTemplate, Prompt, detect_format, tool_call_format
+from glm_portable.serve.messages import normalize_messages
+from glm_portable.serve.parsing import parse
 from glm_portable.tokenizer import Tokenizer
 
 FOLDER = path()
@@ -144,6 +146,34 @@ def test_text_between_control_tokens_is_encoded_as_typed(name: str, text: str) -
     expected += [] if name == "glm45" else TOKENIZER.encode("<think>")
     assert prompt.token_ids == expected
     assert TOKENIZER.decode(prompt.token_ids).startswith(newline + text)
+
+
+@each_template
+@pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
+def test_an_answer_that_the_template_writes_is_parsed_back(
+    name: str, vector: dict[str, Any]
+) -> None:
+    """Template and parser are a pair: each answer, as the model would have written it."""
+    for i, message in enumerate(vector["messages"]):
+        if message["role"] != "assistant":
+            continue
+        shown = [m for m in vector["messages"][:i] if m["role"] == "user"] + [message]
+        prompt = TEMPLATES[name].encode(
+            shown, chat_template_kwargs={"add_generation_prompt": False}
+        )
+        text = prompt.text.split("<|assistant|>")[1]
+        found = parse(text, vector["tools"], starts_in_reasoning=name == "glm47")
+        [again] = normalize_messages([{
+            "role": "assistant", "content": found.content, "reasoning_content": found.reasoning,
+            "tool_calls": [
+                {"function": {"name": c.name, "arguments": c.arguments}} for c in found.tool_calls
+            ],
+        }])  # fmt: skip
+        back = TEMPLATES[name].encode(
+            [*shown[:-1], again], chat_template_kwargs={"add_generation_prompt": False}
+        )
+        assert back.text == prompt.text
+        assert len(found.tool_calls) == len(message.get("tool_calls", []))
 
 
 @pytest.mark.parametrize(

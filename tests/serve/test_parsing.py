@@ -323,7 +323,7 @@ def whole(text: str, options: dict[str, bool]) -> ParsedMessage:
     return in_pieces([text], options)
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(TEXTS, OPTIONS, st.lists(st.integers(0, 400), max_size=12))
 def test_every_cut_of_a_text_parses_alike(
     text: str, options: dict[str, bool], cuts: list[int]
@@ -370,7 +370,7 @@ CALLS: st.SearchStrategy[tuple[str, dict[str, Any]]] = st.one_of(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(SAFE, SAFE, st.lists(CALLS), st.sampled_from([call45, call47]))
 def test_what_a_model_means_is_what_a_client_gets(
     reasoning: str, content: str, calls: list[tuple[str, dict[str, Any]]], layout: Any
@@ -384,6 +384,7 @@ def test_what_a_model_means_is_what_a_client_gets(
     assert message(text) == (reasoning.strip(" \n") or None, shown or None, calls)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_content_without_calls_loses_only_space(text: str) -> None:
     found = parse(text, TOOLS, thinking=False, parse_tools=False)

@@ -2,7 +2,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm_portable.serve.tool_schema import ToolSchema, declared_tools, quote
@@ -104,6 +104,7 @@ def test_otherwise_json_if_it_is_json(schema: Any, text: str, value: Any) -> Non
     assert encode(schema, text) == value
 
 
+@settings(deadline=None)
 @given(st.text(), st.lists(st.integers(0, 50)))
 def test_quoted_pieces_join_to_the_quoted_whole(text: str, cuts: list[int]) -> None:
     borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
