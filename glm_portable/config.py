@@ -6,6 +6,7 @@ filled in silently would run and answer nonsense.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ class ModelConfig:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"{path} is missing: point at a checkpoint folder.") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{path} is not valid JSON ({error}): download it again.") from None
         if not isinstance(raw, dict):
             raise UsageError(f"{path} holds a {type(raw).__name__}, not an object.")
@@ -156,14 +159,13 @@ class Quantization:
         if method == "compressed-tensors":
             return _compressed_tensors(raw, source)
         if method == "fp8":
-            block = raw.get("weight_block_size")
-            if not (isinstance(block, list) and len(block) == 2):
+            scheme = raw.get("activation_scheme", "dynamic")
+            if scheme != "dynamic":
                 raise UsageError(
-                    f"{source}: quant_method fp8 with weight_block_size {block!r}; "
-                    "only two-dimensional blocks such as [128, 128] are supported."
+                    f"{source}: activation_scheme {scheme!r} is not supported; use a checkpoint "
+                    "whose activations are quantised dynamically."
                 )
-            dynamic = raw.get("activation_scheme", "dynamic") == "dynamic"
-            return cls("fp8", (int(block[0]), int(block[1])), dynamic)
+            return cls("fp8", _block(raw.get("weight_block_size"), source), True)
         raise UsageError(
             f"{source}: quantisation method {method!r} is not supported; use the BF16 checkpoint, "
             "compressed-tensors FP8 or INT8 (per channel), or FP8 with 128x128 blocks."
@@ -171,29 +173,62 @@ class Quantization:
 
 
 def _compressed_tensors(raw: dict[str, Any], source: str) -> Quantization:
-    groups = list((raw.get("config_groups") or {}).values())
-    if len(groups) != 1 or not isinstance(groups[0].get("weights"), dict):
+    groups = raw.get("config_groups")
+    group = next(iter(groups.values())) if isinstance(groups, dict) and len(groups) == 1 else None
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(group, dict) or not isinstance(weights, dict):
         raise UsageError(
-            f"{source}: compressed-tensors with {len(groups)} config groups; exactly one group "
-            "with quantised weights is supported."
+            f"{source}: compressed-tensors with config_groups {str(groups)[:80]}; exactly one "
+            "group with quantised weights is supported."
         )
-    weights, activations = groups[0]["weights"], groups[0].get("input_activations")
-    kinds = {("float", 8): "fp8", ("int", 8): "int8"}
-    kind = kinds.get((weights.get("type"), weights.get("num_bits")))
-    strategy = weights.get("strategy")
-    if kind is None or strategy not in ("channel", "block") or not weights.get("symmetric", True):
+    kind = {"float": "fp8", "int": "int8"}.get(str(weights.get("type")))
+    strategy, form = weights.get("strategy"), raw.get("format")
+    if (
+        kind is None
+        or weights.get("num_bits") != 8
+        or strategy not in ("channel", "block")
+        or not weights.get("symmetric", True)
+        or form not in (None, "float-quantized", "int-quantized", "naive-quantized")
+    ):
         raise UsageError(
             f"{source}: weights of type {weights.get('type')!r} with {weights.get('num_bits')} "
-            f"bits, strategy {strategy!r}, symmetric {weights.get('symmetric')} are not supported; "
-            "use symmetric 8-bit float or int weights, per channel or per block."
+            f"bits, strategy {strategy!r}, symmetric {weights.get('symmetric')}, format {form!r} "
+            "are not supported; use symmetric 8-bit float or int weights, per channel or per block."
         )
-    block = tuple(weights.get("block_structure") or (128, 128)) if strategy == "block" else None
-    return Quantization(kind, block, bool(activations and activations.get("dynamic")))
+    block = _block(weights.get("block_structure"), source) if strategy == "block" else None
+    return Quantization(kind, block, _dynamic(group.get("input_activations"), weights, source))
+
+
+def _dynamic(activations: Any, weights: dict[str, Any], source: str) -> bool:
+    """Whether activations are quantised at run time; no entry means they are not quantised."""
+    if activations is None:
+        return False
+    entries = {"symmetric": True} | (activations if isinstance(activations, dict) else {})
+    expected = {"type": weights.get("type"), "num_bits": 8, "symmetric": True, "dynamic": True}
+    found = {key: entries.get(key) for key in expected}
+    if found != expected:
+        raise UsageError(
+            f"{source}: input_activations with {found} are not supported; use a checkpoint whose "
+            f"activations are quantised with {expected}, or not at all."
+        )
+    return True
+
+
+def _block(size: Any, source: str) -> tuple[int, int]:
+    """(rows, columns) of one scale's block."""
+    if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
+        return size[0], size[1]
+    raise UsageError(
+        f"{source}: a quantisation block of {str(size)[:80]}; only two-dimensional blocks such as "
+        "[128, 128] are supported."
+    )
 
 
 def _check_architecture(raw: dict[str, Any], source: str) -> None:
     model_type = raw.get("model_type")
     architectures = raw.get("architectures") or ["Glm4MoeForCausalLM"]
+    if not isinstance(architectures, list):
+        architectures = [architectures]
     if model_type == "glm4_moe_lite" or "Glm4MoeLiteForCausalLM" in architectures:
         raise UsageError(
             f"{source}: GLM-4.7-Flash (Glm4MoeLiteForCausalLM) uses latent attention (MLA) and is "
@@ -229,18 +264,20 @@ class _Reader:
         return self.raw[field]
 
     def _bad(self, field: str, value: Any, wanted: str) -> UsageError:
-        return UsageError(f"{self.source}: {field} is {value!r}, expected {wanted}.")
+        return UsageError(f"{self.source}: {field} is {repr(value)[:80]}, expected {wanted}.")
 
     def count(self, field: str, least: int = 1) -> int:
         value = self._get(field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self._bad(field, value, f"an integer of at least {least}")
+        if type(value) is not int or not least <= value < 2**31:
+            raise self._bad(field, value, f"an integer of at least {least} and below 2^31")
         return value
 
     def number(self, field: str, value: Any = None) -> float:
         value = self._get(field) if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise self._bad(field, value, "a positive number")
+        if not value <= sys.float_info.max:
+            raise self._bad(field, value, "a finite number")
         return float(value)
 
     def flag(self, field: str) -> bool:
@@ -252,6 +289,8 @@ class _Reader:
     def rope(self, field: str) -> float:
         """transformers 5 moved these two into `rope_parameters`; both spellings are in use."""
         parameters = self.raw.get("rope_parameters") or {}
+        if not isinstance(parameters, dict):
+            raise self._bad("rope_parameters", parameters, "an object")
         if parameters.get("rope_type", "default") != "default":
             raise self._bad("rope_parameters.rope_type", parameters["rope_type"], "'default'")
         return self.number(field, parameters.get(field, self.raw.get(field)))
@@ -259,7 +298,7 @@ class _Reader:
     def ids(self, field: str) -> tuple[int, ...]:
         value = self._get(field)
         values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(v, int) and v >= 0 for v in values):
+        if not values or not all(type(v) is int and v >= 0 for v in values):
             raise self._bad(field, value, "a token id or a list of token ids")
         return tuple(values)
 
