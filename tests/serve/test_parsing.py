@@ -158,7 +158,7 @@ def test_text_after_a_mere_tag_is_not_held_back_for_long() -> None:
     assert message(near) == (None, None, [("look_up", {})])
     assert message(near.replace("look", " look")) == (None, near.replace("look", " look"), [])
     for text in (near, near.replace("look", " look")):
-        assert in_pieces(list(text), {}) == whole(text, {})
+        assert in_pieces(list(text), {}) == in_pieces([text], {})
 
 
 @pytest.mark.parametrize("name", ["Look", "look_", "loo", "look up", "x" * 300 + "look"])
@@ -319,10 +319,6 @@ def in_pieces(pieces: list[str], options: dict[str, bool]) -> ParsedMessage:
     return fold(events)
 
 
-def whole(text: str, options: dict[str, bool]) -> ParsedMessage:
-    return in_pieces([text], options)
-
-
 @settings(max_examples=400, deadline=None)
 @given(TEXTS, OPTIONS, st.lists(st.integers(0, 400), max_size=12))
 def test_every_cut_of_a_text_parses_alike(
@@ -330,7 +326,7 @@ def test_every_cut_of_a_text_parses_alike(
 ) -> None:
     borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in itertools.pairwise(borders)]
-    expected = whole(text, options)
+    expected = in_pieces([text], options)
     assert in_pieces(pieces, options) == expected
     assert in_pieces(list(text), options) == expected
     for call in expected.tool_calls:
@@ -341,7 +337,7 @@ def test_every_cut_of_a_text_parses_alike(
 @pytest.mark.parametrize("starts_in_reasoning", [True, False])
 def test_all_cuts_of_a_short_text(text: str, starts_in_reasoning: bool) -> None:
     options = {"starts_in_reasoning": starts_in_reasoning}
-    expected = whole(text, options)
+    expected = in_pieces([text], options)
     for cut in itertools.product([False, True], repeat=len(text) - 1):
         borders = [0, *(i + 1 for i, here in enumerate(cut) if here), len(text)]
         pieces = [text[a:b] for a, b in itertools.pairwise(borders)]
@@ -352,7 +348,7 @@ def test_all_pairs_of_cuts_of_a_whole_message() -> None:
     text = (
         f"\n<think>r</think>\nc\n{call45('look', ('place', ' x'), ('days', '3'))}\n{call47('now')}"
     )
-    expected = whole(text, {})
+    expected = in_pieces([text], {})
     assert len(expected.tool_calls) == 2
     for a, b in itertools.combinations(range(len(text) + 1), 2):
         assert in_pieces([text[:a], text[a:b], text[b:]], {}) == expected
