@@ -9,7 +9,7 @@ glm.generate([{"role": "user", "content": "Hello"}], max_tokens=100).content
 
 import json
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +94,7 @@ class GLM:
         )
         # The small files first: a fault in them shows before minutes of reading weights.
         Tokenizer.load(folder, config)
-        with torch.inference_mode():
+        with torch.inference_mode(False):  # files are read by threads of their own, outside it
             loaded = Model(config, chosen, weights)
         name = "glm-pocket" if model is None else str(model)
         return cls(name, folder, loaded, chat_template, tool_call_parser)
@@ -156,7 +156,7 @@ class GLM:
         chat_template_kwargs: dict[str, Any] | None = None,
         on_delta: Callable[[Delta], None] = lambda delta: None,
         **sampling: Any,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """The answer's events as they come; closing the iterator cancels the request."""
         ids, parser = self._encode(prompt, tools, chat_template_kwargs)
         params = replace(self.sampling, **sampling)

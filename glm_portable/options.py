@@ -18,8 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kebab(name: str) -> str:
-    """Option and command names as they are declared; values of choices pass through unharmed."""
-    return name.replace("_", "-") if name.startswith("--") else name
+    """Names of options and commands may be typed with underscores too."""
+    return name.replace("_", "-")
 
 
 class Group(click.Group):

@@ -1,0 +1,83 @@
+"""The command line: options from three places, errors as one sentence, what is printed."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from glm_portable.cli import main
+
+
+def run(*arguments: str, text: str | None = None, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, arguments, input=text, env=env)
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0 and result.output.startswith("glm-portable, version 0.")
+
+
+def test_generate_prints_the_answer_alone_on_stdout() -> None:
+    result = run("generate", "Who are you?", "--temperature", "0", "--max_tokens", "100")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("I am GLM-Pocket") and result.stdout.count("\n") == 1
+    assert "The user asks" in result.stderr and "MB/s" in result.stderr
+
+
+def test_generate_without_thinking_and_raw() -> None:
+    quick = run("generate", "Who are you?", "--temperature", "0", "--no-thinking")
+    assert "The user asks" not in quick.stderr and "GLM-Pocket" in quick.stdout
+    raw = run("generate", "1, 2, 3,", "--raw", "--temperature", "0", "--max-tokens", "3")
+    assert raw.exit_code == 0 and raw.stdout.strip()
+
+
+def test_command_line_wins_over_environment_over_file(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("max-tokens: 1\ntemperature: 0\nignored_dtype: 1\n")
+    assert (
+        "'ignored_dtype' is no option of generate"
+        in run("generate", "x", "--config", str(file)).stderr
+    )
+    file.write_text("max-tokens: 1\ntemperature: 0\nraw: true\n")
+    base = ("generate", "one two three", "--config", str(file))
+    environment = {"GLM_PORTABLE_MAX_TOKENS": "4"}
+    words = [
+        run(*base).stdout,
+        run(*base, env=environment).stdout,
+        run(*base, "--max-tokens", "9", env=environment).stdout,
+    ]
+    lengths = [len(w) for w in words]
+    assert lengths == sorted(lengths) and len(set(lengths)) == 3, words
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["generate", "x", "/no/such/model"], "/no/such/model"),
+        (["generate", "x", "--backend", "tpu"], "backend 'tpu' is not one of"),
+        (["generate", "x", "--temperature", "-1"], "temperature"),
+        (["serve", "--port", "99999"], "port 99999"),
+        (["serve", "--max-model-len", "9000"], "max_model_len 9000 exceeds"),
+        (["serve", "--config", "/no/such.yaml"], "/no/such.yaml"),
+        (["serve", "--tensor-parallel-size", "2"], "No such option"),
+        (["evaluate", "--skills", "juggling"], "juggling"),
+        (["evaluate", "--url", "http://127.0.0.1:9"], "did not answer"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr and "Traceback" not in result.output
+
+
+def test_chat_remembers_switches_and_ends() -> None:
+    lines = "My name is Anna.\nWhat is my name?\n/thinking\nWho are you?\n/clear\n/exit\n"
+    result = run("chat", "--temperature", "0", text=lines)
+    assert result.exit_code == 0, result.stderr
+    answers = result.stdout.splitlines()
+    assert len(answers) == 3 and "Anna" in answers[1] and "GLM-Pocket" in answers[2]
+    assert "thinking off" in result.stderr
+
+
+def test_chat_ends_with_the_input() -> None:
+    assert run("chat", text="").exit_code == 0
