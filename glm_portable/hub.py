@@ -8,6 +8,7 @@ Downloads go through the hubs' own libraries, so their caches, tokens, mirrors a
 (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, MODELSCOPE_CACHE, ...) work as everywhere else.
 """
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -43,20 +44,20 @@ def resolve(model: str, revision: str | None = None) -> Path:
     """
     if model.startswith(MODELSCOPE):
         return _download(_modelscope, _checked_id(model.removeprefix(MODELSCOPE)), revision)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    path = os.path.expanduser(model)
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
         raise UsageError(f"{model} is a file: point at the folder that holds config.json.")
     if model.startswith(("/", "./", "../", "~")) or model in (".", ".."):
-        raise UsageError(f"There is no folder {model}.")
+        raise UsageError(f"There is no folder {model[:200]}.")
     return _download(_hugging_face, _checked_id(model), revision)
 
 
 def _checked_id(name: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
         raise UsageError(
-            f"{name!r} is neither a folder nor an id such as zai-org/GLM-4.5-Air "
+            f"{name[:200]!r} is neither a folder nor an id such as zai-org/GLM-4.5-Air "
             f"or {MODELSCOPE}ZhipuAI/GLM-4.5-Air."
         )
     return name
