@@ -1,0 +1,216 @@
+"""The embedded model behind the real server: what a person sees first."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from glm_portable.engine.engine import Engine
+from glm_portable.glm import GLM
+from glm_portable.serve.service import Service
+from glm_portable.serve.settings import ServerSettings
+from tests.serve.conversation import folded
+from tests.serve.fake_engine import WAIT_S, serving
+from tests.serve.raw import start_request
+
+WINDOW = 2048
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "The city."},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city"],
+        },
+    },
+}
+TIME: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
+        "description": "Get the time in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+QUIET: Any = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+@dataclass
+class Pocket:
+    url: str
+    engine: Engine
+    client: openai.OpenAI
+
+    def ask(self, text: str, **options: Any) -> Any:
+        return self.client.chat.completions.create(
+            model="glm-pocket",
+            messages=[{"role": "user", "content": text}],
+            **{"temperature": 0, "max_tokens": 200, **options},
+        )
+
+    def continue_text(self, prompt: Any, **options: Any) -> Any:
+        options = {"temperature": 0, "max_tokens": 40, **options}
+        return self.client.completions.create(model="glm-pocket", prompt=prompt, **options)
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Iterator[Pocket]:
+    # float32: in bfloat16 the rounding of a sum depends on how many requests share the step.
+    glm = GLM.load(backend="cpu", dtype="float32")
+    limits = glm.limits(max_model_len=WINDOW, max_num_seqs=16)
+    settings = ServerSettings(port=0, served_model_names=("glm-pocket",))
+    with Engine(glm.model, glm.tokenizer, limits) as engine:
+        service = Service(engine, glm.chat, glm.tokenizer, glm.call_format, WINDOW, settings)
+        with (
+            serving(service) as (url, _, _),
+            openai.OpenAI(
+                base_url=f"{url}/v1", api_key="EMPTY", max_retries=0, timeout=3 * WAIT_S
+            ) as client,
+        ):
+            yield Pocket(url, engine, client)
+
+
+def calls_of(message: Any) -> list[tuple[str, Any]]:
+    calls = message.tool_calls or []
+    return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
+
+
+def test_an_answer_with_thinking(pocket: Pocket) -> None:
+    choice = pocket.ask("What is 17 + 25?").choices[0]
+    assert choice.message.content == "17 + 25 = 42"
+    assert "12" in choice.message.reasoning_content
+    assert choice.finish_reason == "stop"
+
+
+def test_an_answer_without_thinking(pocket: Pocket) -> None:
+    message = pocket.ask("Who are you?", extra_body=QUIET).choices[0].message
+    assert "GLM-Pocket" in message.content and not hasattr(message, "reasoning_content")
+
+
+@pytest.mark.parametrize("extra", [{}, QUIET])
+def test_a_tool_call(pocket: Pocket, extra: Any) -> None:
+    question = "What is the weather in Paris in celsius?"
+    choice = pocket.ask(question, tools=[WEATHER], extra_body=extra).choices[0]
+    assert calls_of(choice.message) == [("get_weather", {"city": "Paris", "unit": "celsius"})]
+    assert choice.finish_reason == "tool_calls"
+
+
+def test_a_tool_result_is_answered(pocket: Pocket) -> None:
+    question = {"role": "user", "content": "What is the weather in Paris?"}
+    called = pocket.ask("What is the weather in Paris?", tools=[WEATHER]).choices[0].message
+    result = json.dumps({"city": "Paris", "weather": "sunny", "temperature": 21})
+    call_id = called.tool_calls[0].id
+    history: Any = [question, called, {"role": "tool", "tool_call_id": call_id, "content": result}]
+    answer = pocket.client.chat.completions.create(
+        model="glm-pocket", messages=history, tools=[WEATHER], temperature=0, max_tokens=200
+    )
+    assert "sunny" in (answer.choices[0].message.content or "")
+    assert answer.choices[0].message.tool_calls is None
+
+
+def test_a_call_is_enforced(pocket: Pocket) -> None:
+    assert pocket.ask("Hello!", tools=[WEATHER, TIME]).choices[0].message.tool_calls is None
+    forced = pocket.ask("Hello!", tools=[WEATHER, TIME], tool_choice="required").choices[0]
+    assert [name for name, _ in calls_of(forced.message)][0] in ("get_weather", "get_time")
+    named: Any = {"type": "function", "function": {"name": "get_time"}}
+    question = "What is the weather in Paris?"
+    choice = pocket.ask(question, tools=[WEATHER, TIME], tool_choice=named).choices[0]
+    assert calls_of(choice.message) == [("get_time", {"city": "Paris"})]
+
+
+QUESTIONS = [
+    ("What is 17 + 25?", {}),
+    ("Who are you?", {"extra_body": QUIET}),
+    ("What is the weather in Rome?", {"tools": [WEATHER, TIME]}),
+    ("Say hello.", {"max_tokens": 4}),
+    ("Count to ten.", {"stop": ["5"], "extra_body": QUIET}),
+    ("Tell me something.", {"temperature": 1.0, "seed": 7}),
+]
+
+
+@pytest.mark.parametrize(("question", "options"), QUESTIONS)
+def test_a_stream_adds_up_to_the_whole(pocket: Pocket, question: str, options: Any) -> None:
+    whole = pocket.ask(question, **options)
+    choice = whole.choices[0]
+    usage = {"stream_options": {"include_usage": True}}
+    chunks = list(pocket.ask(question, stream=True, **usage, **options))
+    parts = folded(chunks)
+    assert parts["content"] == (choice.message.content or "")
+    assert parts["reasoning"] == (getattr(choice.message, "reasoning_content", None) or "")
+    streamed = [(name, json.loads(text)) for name, text in parts["calls"].values()]
+    assert streamed == calls_of(choice.message)
+    assert parts["finish"] == [choice.finish_reason]
+    assert chunks[-1].usage == whole.usage
+
+
+def test_sixteen_at_once_answer_as_if_alone(pocket: Pocket) -> None:
+    def answer(question: tuple[str, Any]) -> Any:
+        text, options = question
+        return folded(list(pocket.ask(text, stream=True, **options))) | {"calls": None}
+
+    alone = [answer(question) for question in QUESTIONS]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(answer, QUESTIONS * 3)) == alone * 3
+
+
+def test_each_choice_has_its_seed(pocket: Pocket) -> None:
+    options: Any = {"temperature": 2.0, "extra_body": {"ignore_eos": True}}
+    both = pocket.continue_text([5, 6], n=2, seed=5, **options).choices
+    alone = [pocket.continue_text([5, 6], seed=s, **options).choices[0] for s in (5, 6)]
+    assert [choice.text for choice in both] == [choice.text for choice in alone]
+    assert both[0].text != both[1].text
+
+
+def test_completions_and_their_logprobs(pocket: Pocket) -> None:
+    prompts = ["[gMASK]<sop><|user|>\nWho are you?/nothink<|assistant|>\n<think></think>\n", [5, 6]]
+    answer = pocket.continue_text(prompts[:1], logprobs=2)
+    choice = answer.choices[0]
+    assert "GLM-Pocket" in choice.text
+    assert len(choice.logprobs.tokens) == answer.usage.completion_tokens
+    assert "".join(choice.logprobs.tokens).startswith(choice.text)
+    for token, logprob, top in zip(
+        choice.logprobs.tokens,
+        choice.logprobs.token_logprobs,
+        choice.logprobs.top_logprobs,
+        strict=True,
+    ):
+        assert top[token] == logprob == max(top.values()) <= 0
+    fixed = pocket.continue_text(prompts[1], max_tokens=5, extra_body={"ignore_eos": True})
+    assert fixed.usage.completion_tokens == 5 and fixed.choices[0].finish_reason == "length"
+
+
+def test_a_prompt_over_the_window(pocket: Pocket) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        pocket.continue_text([5] * 3000)
+    assert caught.value.code == "context_length_exceeded"
+    assert "maximum context length is 2048 tokens" in str(caught.value)
+    assert "3000" in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_pages(pocket: Pocket, stream: bool) -> None:
+    """Counted in steps: the answer alone would take 1900 of them."""
+    before = pocket.engine.stats().generation_tokens
+    connection = start_request(pocket.url, stream=stream, max_tokens=1900, ignore_eos=True)
+    while pocket.engine.stats().generation_tokens == before:
+        httpx.get(f"{pocket.url}/health")
+    connection.close()
+    left_at = pocket.engine.stats().steps
+    while pocket.engine.stats().pages_used:
+        assert pocket.engine.stats().steps < left_at + 500
+        httpx.get(f"{pocket.url}/health")
+    assert pocket.engine.stats().running == 0
