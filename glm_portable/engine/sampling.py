@@ -30,7 +30,7 @@ class History:
 
     def __init__(self, prompt_ids: Sequence[int], vocab_size: int, device: torch.device) -> None:
         self.seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self.seen_V[torch.tensor(prompt_ids, device=device)] = True
+        self.seen_V[torch.tensor(prompt_ids, dtype=torch.int64, device=device)] = True
         self.counts_V = torch.zeros(vocab_size, device=device)
 
     def append(self, token_id: int) -> None:
