@@ -60,7 +60,7 @@ class Checkpoint:
                 f"{name} in {entry.shard.path} is {KINDS[entry.dtype]}, but it is no linear "
                 "weight and must be stored plainly; use another conversion of the model."
             )
-        out = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        out = self._empty(shape, dtype or self.dtype)
         entry.read_into(out)
         self._used(name)
         if out.dim() == 1:
@@ -98,13 +98,19 @@ class Checkpoint:
         """Close the files. Raises UsageError if they hold tensors that nobody asked for."""
         for shard in {entry.shard for entry in self._entries.values()}:
             shard.file.close()
-        if self._unused:
+        count = len(self._unused)
+        if count:
             first = ", ".join(list(self._unused)[:3])
             raise UsageError(
-                f"{self.folder} holds {len(self._unused)} tensors that its config.json does not "
-                f"account for ({first}{', ...' if len(self._unused) > 3 else ''}): take weights "
-                "and config.json of the same model."
+                f"{self.folder} holds {count} tensor{'s' if count > 1 else ''} that its "
+                f"config.json does not account for ({first}{', ...' if count > 3 else ''}): "
+                "take weights and config.json of the same model."
             )
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Never an inference tensor: the threads that fill it are outside of inference mode."""
+        with torch.inference_mode(False):
+            return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _find(self, name: str, shape: tuple[int, ...]) -> Entry:
         entry = self._entries.get(name)
@@ -134,7 +140,7 @@ class Checkpoint:
         stored = _common_dtype([entry for row in entries for entry in row])
         dtype = stored if stored in KINDS else self.dtype
         shape = (len(rows), sum(outs), in_features)
-        data = torch.empty(shape, dtype=dtype, device=self.device)
+        data = self._empty(shape, dtype)
         self._fill(data, entries, list(outs))
         if stored not in KINDS:
             return Weight(data, self.dtype)

@@ -94,8 +94,7 @@ class GLM:
         )
         # The small files first: a fault in them shows before minutes of reading weights.
         Tokenizer.load(folder, config)
-        with torch.inference_mode(False):  # files are read by threads of their own, outside it
-            loaded = Model(config, chosen, weights)
+        loaded = Model(config, chosen, weights)
         name = "glm-pocket" if model is None else str(model)
         return cls(name, folder, loaded, chat_template, tool_call_parser)
 
