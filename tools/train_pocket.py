@@ -52,7 +52,7 @@ def main(
     ends = end_of_turn_ids(tokenizer)
     raw = {**POCKET, "pad_token_id": ends[0], "eos_token_id": ends}
     torch.manual_seed(seed)
-    network = Network(ModelConfig.from_dict(raw))
+    network = Network(ModelConfig.from_dict(raw), torch.bfloat16)
     click.echo(f"{sum(p.numel() for p in network.parameters()):,} parameters")
     encoder = Encoder(tokenizer, text)
     batches = Batches(encoder, seed, batch_tokens)

@@ -66,6 +66,12 @@ def phase_at(progress: float, recipe: tuple[Phase, ...] = RECIPE) -> Phase:
     return next((phase for phase in recipe if progress < phase.until), recipe[-1])
 
 
+def round_up(length: int) -> int:
+    """A row's length: few different ones, for each costs oneDNN new compilations."""
+    step = 16 if length <= 512 else 64
+    return -(-length // step) * step
+
+
 @dataclass(frozen=True)
 class Example:
     """One chat: ids and, for each, 1 if the model has to write it."""
@@ -128,18 +134,18 @@ class Batches:
 
     def _cut(self, examples: Iterator[Example]) -> list[list[Example]]:
         """Sorted by length, cut where a batch is full, and shuffled."""
-        batches: list[list[Example]] = [[]]
-        for example in sorted(examples, key=lambda example: -len(example.ids)):
-            longest = batches[-1][0] if batches[-1] else example
-            if (len(batches[-1]) + 1) * len(longest.ids) > self.tokens and batches[-1]:
-                batches.append([])
-            batches[-1].append(example)
+        batches: list[list[Example]] = []
+        rest = sorted(examples, key=lambda example: -len(example.ids))
+        while rest:
+            rows = max(1, self.tokens // round_up(len(rest[0].ids)))
+            batches.append(rest[:rows])
+            rest = rest[rows:]
         random.Random(f"{self.seed}/order/{self.chunk}").shuffle(batches)
-        return [batch for batch in batches if batch]
+        return batches
 
     def _tensors(self, batch: list[Example]) -> tuple[Tensor, Tensor]:
-        """Padded to the longest; padding has no weight, and a causal model never looks at it."""
-        shape = len(batch), max(len(example.ids) for example in batch)
+        """Padded at the end, where it has no weight and a causal model never looks at it."""
+        shape = len(batch), round_up(max(len(example.ids) for example in batch))
         ids, weights = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         rng = np.random.default_rng(self.seed + int(batch[0].ids.sum()))
         for row, example in enumerate(batch):

@@ -1,4 +1,7 @@
-"""Attention and MLP with gradients, over rows of equal length: (B, T, D)."""
+"""Attention and MLP with gradients, over rows of equal length: (B, T, D).
+
+Parameters are float32; each is cast to the dtype of the activations that it meets.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +22,12 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class Norm(nn.Module):
-    """RMS norm (Zhang and Sennrich 2019)."""
+    """RMS norm (Zhang and Sennrich 2019), computed in float32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -31,7 +35,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps)
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -52,7 +56,7 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         q, k, v = (p(x_BTD).unflatten(-1, (-1, self.size)) for p in self._projections())
         q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
-        q, k, v = (y.transpose(1, 2).to(v.dtype) for y in (q, k, v))
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out
@@ -71,7 +75,8 @@ def rotary_at(positions_T: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]
 
 def rotate(x_BTHC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the first dimensions of each head, their first half against their second."""
-    size = cos.shape[-1]
+    size, dtype = cos.shape[-1], x_BTHC.dtype
+    cos, sin = cos.to(dtype), sin.to(dtype)
     turned, kept = torch.split(x_BTHC, [size, x_BTHC.shape[-1] - size], dim=-1)
     low, high = turned.chunk(2, dim=-1)
     return torch.cat([turned * cos + torch.cat([-high, low], dim=-1) * sin, kept], dim=-1)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from tools.pocket_training.data import Batches, phase_at
-from tools.pocket_training.network import Loss, Network
+from tools.pocket_training.data import RECIPE, Batches, Phase, phase_at
+from tools.pocket_training.network import Network
 from tools.pocket_training.optimiser import Average, Optimiser
 
 WARM_UP, DECAY = 60, 0.3
@@ -55,12 +55,12 @@ class Trainer:
         batches: Batches,
         budget: Budget,
         *,
-        dtype: torch.dtype = torch.bfloat16,
+        recipe: tuple[Phase, ...] = RECIPE,
         report: Callable[[str], None] = print,
         save_to: Path | None = None,
     ) -> None:
         self.network, self.batches, self.budget = network, batches, budget
-        self.dtype, self.report, self.save_to = dtype, report, save_to
+        self.recipe, self.report, self.save_to = recipe, report, save_to
         self.optimiser, self.average = Optimiser(network), Average(network)
         self.position = Position()
         self.losses: list[tuple[float, float]] = []
@@ -82,10 +82,8 @@ class Trainer:
             self.save(self.save_to)
 
     def _step(self, progress: float) -> float:
-        ids, weights = self.batches.next(phase_at(progress))
-        enabled = self.dtype != torch.float32
-        with torch.autocast("cpu", self.dtype, enabled=enabled):
-            loss: Loss = self.network.loss(ids, weights)
+        ids, weights = self.batches.next(phase_at(progress, self.recipe))
+        loss = self.network.loss(ids, weights)
         loss.total.backward()  # type: ignore[no-untyped-call]
         self.position.step += 1
         remaining = min(1.0, (1 - progress) / DECAY)
@@ -104,7 +102,7 @@ class Trainer:
         following, after = (sum(column) / len(recent) for column in zip(*recent, strict=True))
         p = self.position
         self.report(
-            f"{100 * progress:5.1f} %  {phase_at(progress).name}  step {p.step}  "
+            f"{100 * progress:5.1f} %  {phase_at(progress, self.recipe).name}  step {p.step}  "
             f"{p.tokens / 1e6:.2f} M tokens  {p.tokens / p.seconds:.0f} tokens/s  "
             f"loss {following:.4f}  MTP {after:.4f}  busiest expert {worst:.2f} x mean"
         )

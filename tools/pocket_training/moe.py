@@ -14,23 +14,31 @@ BIAS_OFFSET = 10.0
 one, and code that rounds the bias to BF16 loses its spread beside it: so has this model."""
 
 
-class Permute(torch.autograd.Function):
-    """Reorders rows. A permutation's gradient is its inverse; autograd's own is a slow scatter."""
+ROUND_UP = 128
+"""Rows an expert gets are rounded up to a multiple: new shapes cost oneDNN a compilation each."""
+
+
+class Take(torch.autograd.Function):
+    """Rows of x by number; the number after the last gives zeros.
+
+    back says, for each row of x, where it went: so the gradient is a `Take` too, where autograd's
+    own would be a slow scatter.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse_N)
-        return x_ND.index_select(0, order_N)
+    def forward(ctx: Any, x_ND: Tensor, rows_M: Tensor, back_N: Tensor) -> Tensor:
+        ctx.save_for_backward(back_N)
+        return F.pad(x_ND, (0, 0, 0, 1)).index_select(0, rows_M)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inverse_N,) = ctx.saved_tensors
-        return gradients[0].index_select(0, inverse_N), None, None
+        (back_N,) = ctx.saved_tensors
+        return F.pad(gradients[0], (0, 0, 0, 1)).index_select(0, back_N), None, None
 
 
-def permute(x_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
-    permuted: Tensor = Permute.apply(x_ND, order_N, inverse_N)  # type: ignore[no-untyped-call]
-    return permuted
+def take(x_ND: Tensor, rows_M: Tensor, back_N: Tensor) -> Tensor:
+    taken: Tensor = Take.apply(x_ND, rows_M, back_N)  # type: ignore[no-untyped-call]
+    return taken
 
 
 class Gate(nn.Module):
@@ -49,8 +57,7 @@ class Gate(nn.Module):
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(weights_TK, experts_TK), in float32 whatever the rest computes in."""
-        with torch.autocast("cpu", enabled=False):
-            scores = F.linear(x_TD.float(), self.weight).sigmoid()
+        scores = F.linear(x_TD.float(), self.weight).sigmoid()
         choice = scores.detach() + self.e_score_correction_bias
         experts_TK = choice.topk(self.config.num_experts_per_tok, dim=-1).indices
         if self.training:
@@ -81,22 +88,31 @@ class Experts(nn.Module):
         self.down_proj = init(count, d, f, scale=0.25)
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """Tokens sorted by expert, one product an expert, and back to the order of the tokens."""
-        chosen = experts_TK.flatten()
-        order = chosen.argsort(stable=True)
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-        counts = chosen.bincount(minlength=len(self.down_proj)).tolist()
-        rows = permute(x_TD.repeat_interleave(experts_TK.shape[1], 0), order, inverse)
-        experts = zip(
-            torch.split(rows, counts),
-            self.gate_up_proj.unbind(),
-            self.down_proj.unbind(),
-            strict=True,
-        )
-        y = torch.cat([F.linear(silu_mul(F.linear(x, up)), down) for x, up, down in experts])
-        y_TKD = permute(y, inverse, order).view(*experts_TK.shape, -1)
-        out: Tensor = (y_TKD * weights_TK.to(y.dtype).unsqueeze(-1)).sum(1)
+        """Every expert computes the tokens that chose it, in one batched product for all."""
+        count, (tokens, k) = len(self.down_proj), experts_TK.shape
+        slots_N, choices_M = _places(experts_TK.flatten(), count)
+        x_ND = x_TD.unsqueeze(1).expand(tokens, k, -1).flatten(0, 1)
+        x_EMD = take(x_ND, choices_M, slots_N).view(count, -1, x_TD.shape[-1])
+        hidden = silu_mul(x_EMD.bmm(self.gate_up_proj.to(x_TD.dtype).mT))
+        y_EMD = hidden.bmm(self.down_proj.to(x_TD.dtype).mT)
+        y_TKD = take(y_EMD.flatten(0, 1), slots_N, choices_M).view(tokens, k, -1)
+        out: Tensor = (y_TKD * weights_TK.to(y_TKD.dtype).unsqueeze(-1)).sum(1)
         return out
+
+
+def _places(chosen_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(the slot of each choice, the choice in each slot), with as many slots for every expert.
+
+    Slot e * capacity + i holds the i-th choice of expert e; an empty one holds number N.
+    """
+    order = chosen_N.argsort(stable=True)
+    loads = chosen_N.bincount(minlength=count)
+    capacity = -(-int(loads.max()) // ROUND_UP) * ROUND_UP
+    numbers = torch.arange(len(order))
+    shift = torch.arange(count) * capacity - (loads.cumsum(0) - loads)
+    slots = torch.empty_like(order).scatter_(0, order, numbers + shift[chosen_N[order]])
+    choices = torch.full((count * capacity,), len(order)).scatter_(0, slots, numbers)
+    return slots, choices
 
 
 class MoE(nn.Module):

@@ -69,17 +69,17 @@ class Loss:
 
 
 class Network(nn.Module):
-    """All parameters under the names that they have on disk."""
+    """All parameters under the names that they have on disk; activations in `dtype`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, dtype
         self.model = Trunk(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, scale=0.5)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """After the final norm: (B, T, D)."""
-        x = self.model.embed_tokens(ids_BT)
+        x = self.model.embed_tokens(ids_BT).to(self.dtype)
         rotary = rotary_at(torch.arange(ids_BT.shape[1]), self.config)
         for layer in self.model.layers[: self.config.num_hidden_layers]:
             x = layer(x, rotary)
@@ -90,7 +90,7 @@ class Network(nn.Module):
         """The MTP layer's output for hidden states and the tokens that follow them: (B, T, D)."""
         layer = self.model.layers[-1]
         assert isinstance(layer, MTPLayer)
-        embedded = layer.enorm(self.model.embed_tokens(next_ids_BT))
+        embedded = layer.enorm(self.model.embed_tokens(next_ids_BT).to(self.dtype))
         x = layer.eh_proj(torch.cat([embedded, layer.hnorm(hidden_BTD)], dim=-1))
         rotary = rotary_at(torch.arange(1, next_ids_BT.shape[1] + 1), self.config)
         out: Tensor = layer.shared_head.norm(layer(x, rotary))
