@@ -70,7 +70,7 @@ class Report:
         table.add_column("skill")
         for mode in ("thinking", "off"):
             for column in ("right", "switch obeyed", "tool named"):
-                table.add_column(f"{mode}: {column}", justify="right")
+                table.add_column(f"{mode}\n{column}", justify="right")
         for skill in self.skills():
             table.add_row(skill, *self._cells(skill))
         table.add_section()
