@@ -36,6 +36,7 @@ def model_options(command: F) -> F:
             option(
                 "--tool-call-parser", help="glm45 or glm47; told from the template if not given."
             ),
+            option("--max-model-len", type=int, help="Window: prompt and answer together."),
             config_option,
         ]
     ):
@@ -47,7 +48,6 @@ def limit_options(command: F) -> F:
     """How much the engine takes on at once."""
     for decorate in reversed(
         [
-            option("--max-model-len", type=int, help="Window: prompt and answer together."),
             option("--max-num-seqs", type=int, help="Sequences in one step. [default: 256]"),
             option(
                 "--max-num-batched-tokens", type=int, help="Tokens in one step. [default: 2048]"
@@ -139,7 +139,14 @@ def evaluate(model: str | None, url: str | None, api_key: str | None, **options:
         run_evaluate(ask_glm(_load(model, load_options)), **options)
 
 
-LOAD_OPTIONS = ("backend", "dtype", "revision", "chat_template", "tool_call_parser")
+LOAD_OPTIONS = (
+    "backend",
+    "dtype",
+    "revision",
+    "chat_template",
+    "tool_call_parser",
+    "max_model_len",
+)
 SAMPLING_OPTIONS = ("max_tokens", "temperature", "top_p", "seed")
 
 

@@ -57,12 +57,20 @@ class GLM:
     """
 
     def __init__(
-        self, name: str, folder: Path, model: Model, chat_template: Path | None, parser: str | None
+        self,
+        name: str,
+        folder: Path,
+        model: Model,
+        *,
+        chat_template: Path | None = None,
+        tool_call_parser: str | None = None,
+        max_model_len: int | None = None,
     ) -> None:
         self.name, self.folder, self.model = name, folder, model
+        self._max_model_len = max_model_len
         self.tokenizer = Tokenizer.load(folder, model.config)
         self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
-        self.call_format: Format = tool_call_format(parser, self.chat)
+        self.call_format: Format = tool_call_format(tool_call_parser, self.chat)
         self.sampling = _sampling_of(folder)
 
     @classmethod
@@ -75,12 +83,14 @@ class GLM:
         revision: str | None = None,
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
+        max_model_len: int | None = None,
         on_bytes: Callable[[int, int], None] | None = None,
     ) -> "GLM":
         """Load a folder, a Hugging Face id or "modelscope:ID"; None is the embedded pocket model.
 
-        dtype: bfloat16, float32, float64, or auto for the checkpoint's own. on_bytes is called
-        with (bytes just read, bytes in all). Raises UsageError for whatever cannot be loaded.
+        dtype: bfloat16, float32, float64, or auto for the checkpoint's own. max_model_len: the
+        window that `generate` has room for, the model's own if None. on_bytes is called with
+        (bytes just read, bytes in all). Raises UsageError for whatever cannot be loaded.
         """
         folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
         config = ModelConfig.load(folder)
@@ -96,7 +106,14 @@ class GLM:
         Tokenizer.load(folder, config)
         loaded = Model(config, chosen, weights)
         name = "glm-pocket" if model is None else str(model)
-        return cls(name, folder, loaded, chat_template, tool_call_parser)
+        return cls(
+            name,
+            folder,
+            loaded,
+            chat_template=chat_template,
+            tool_call_parser=tool_call_parser,
+            max_model_len=max_model_len,
+        )
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Next-token logits at every position: (T, V) float32."""
@@ -186,7 +203,8 @@ class GLM:
     @cached_property
     def engine(self) -> Engine:
         """The engine that `generate` and `stream` use, started at the first use."""
-        return Engine(self.model, self.tokenizer, self.limits(max_num_seqs=16)).start()
+        limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=16)
+        return Engine(self.model, self.tokenizer, limits).start()
 
     def _forward(self, ids: Sequence[int], trace: Trace | None = None) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():

@@ -135,10 +135,24 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         GLM.load(**options)
 
 
-def test_generation_config_sets_what_a_call_leaves_open(tmp_path: Path) -> None:
+@pytest.fixture
+def base_model(tmp_path: Path) -> Path:
+    """A random checkpoint with the pocket tokenizer and, like a base model, no chat template."""
     write_checkpoint(tmp_path, small_config(vocab_size=1280, eos_token_id=[1237]))
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((pocket.FOLDER / name).read_bytes())
-    (tmp_path / "generation_config.json").write_text('{"temperature": 0.25, "eos_token_id": 1}')
-    glm = GLM.load(tmp_path, backend="reference")
+    return tmp_path
+
+
+def test_generation_config_sets_what_a_call_leaves_open(base_model: Path) -> None:
+    (base_model / "generation_config.json").write_text('{"temperature": 0.25, "eos_token_id": 1}')
+    glm = GLM.load(base_model, backend="reference")
     assert glm.sampling.temperature == 0.25 and glm.sampling.top_p == 1.0
+
+
+def test_a_base_model_completes_text_and_cannot_chat(base_model: Path) -> None:
+    glm = GLM.load(base_model, backend="cpu", max_model_len=64)
+    assert glm.engine.limits.max_model_len == 64
+    assert len(glm.generate("Once", max_tokens=3, ignore_eos=True).token_ids) == 3
+    with pytest.raises(UsageError, match="no chat template"):
+        glm.generate(WHO)

@@ -51,22 +51,35 @@ class Prompt:
 
 
 class ChatTemplate:
-    """A compiled chat template and the tokenizer its text is meant for."""
+    """A compiled chat template and the tokenizer its text is meant for.
 
-    def __init__(self, source: str, tokenizer: Tokenizer, name: str = "chat template") -> None:
-        self._template: jinja2.Template = compile_template(source, name)
+    source None: the model has none, as base models do not; it completes text, and `encode` says so.
+    """
+
+    def __init__(
+        self, source: str | None, tokenizer: Tokenizer, name: str = "chat template"
+    ) -> None:
+        self._template: jinja2.Template | None = None
+        if source is not None:
+            self._template = compile_template(source, name)
         self._tokenizer = tokenizer
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no template, so that `encode` always raises."""
+        return self._template is None
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Tokenizer, file: Path | None = None) -> "ChatTemplate":
-        """The operator's `file`, or the template of a checkpoint folder.
+        """The operator's `file`, or the template of a checkpoint folder, which may be missing.
 
-        Raises UsageError if there is none, or if it cannot render a plain conversation.
+        Raises UsageError if it cannot be read, or cannot render a plain conversation.
         """
         source, name = _find_source(folder, file)
         template = cls(source, tokenizer, name)
         try:
-            template.encode([{"role": "user", "content": "Hello"}])
+            if not template.missing:
+                template.encode([{"role": "user", "content": "Hello"}])
         except UsageError as error:
             raise UsageError(f"{name} does not work on a plain conversation: {error}") from None
         return template
@@ -83,6 +96,11 @@ class ChatTemplate:
         messages, tools: as in OpenAI's API. chat_template_kwargs: enable_thinking (or thinking),
         clear_thinking, add_generation_prompt. Raises UsageError on whatever cannot be used.
         """
+        if self._template is None:
+            raise UsageError(
+                "this model has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json); name one with --chat-template, or complete plain text."
+            )
         switches = _switches(chat_template_kwargs)
         try:
             request = [normalize_messages(messages), normalize_tools(tools)]
@@ -107,6 +125,8 @@ class ChatTemplate:
 
 def detect_format(template: ChatTemplate) -> Format:
     """The tool-call layout that a template shows the model, by what it writes for a call."""
+    if template.missing:
+        return "glm45"
     call = {"function": {"name": "probe", "arguments": {"key": "value"}}}
     conversation = [
         {"role": "user", "content": "Hello"},
@@ -151,7 +171,7 @@ def _switches(given: Mapping[str, Any] | None) -> dict[str, bool]:
     return switches
 
 
-def _find_source(folder: Path, file: Path | None) -> tuple[str, str]:
+def _find_source(folder: Path, file: Path | None) -> tuple[str | None, str]:
     path = file or folder / "chat_template.jinja"
     if file is None and not path.exists():
         return _source_in_config(folder / "tokenizer_config.json")
@@ -161,7 +181,7 @@ def _find_source(folder: Path, file: Path | None) -> tuple[str, str]:
         raise UsageError(f"chat template {path} cannot be read: {error}.") from None
 
 
-def _source_in_config(path: Path) -> tuple[str, str]:
+def _source_in_config(path: Path) -> tuple[str | None, str]:
     """Older checkpoints keep the template, or a list of named ones, in tokenizer_config.json."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -173,9 +193,4 @@ def _source_in_config(path: Path) -> tuple[str, str]:
     if isinstance(source, list):
         named = {entry.get("name"): entry.get("template") for entry in source if entry}
         source = named.get("default")
-    if not isinstance(source, str):
-        raise UsageError(
-            f"{path.parent} has no chat template (chat_template.jinja, or chat_template in "
-            "tokenizer_config.json); name one with --chat-template."
-        )
-    return source, str(path)
+    return source if isinstance(source, str) else None, str(path)

@@ -277,11 +277,13 @@ def test_the_template_may_stand_in_the_tokenizer_config(tmp_path: Path, config: 
 
 
 @pytest.mark.parametrize("config", [None, "{}", "[]", '{"chat_template": [{"name": "tool_use"}]}'])
-def test_a_checkpoint_without_a_template_is_refused(tmp_path: Path, config: str | None) -> None:
+def test_a_checkpoint_without_a_template_cannot_chat(tmp_path: Path, config: str | None) -> None:
     if config is not None:
         (tmp_path / "tokenizer_config.json").write_text(config, encoding="utf-8")
+    template = ChatTemplate.load(tmp_path, TOKENIZER)
+    assert template.missing and detect_format(template) == "glm45"
     with pytest.raises(UsageError, match="has no chat template .* --chat-template"):
-        ChatTemplate.load(tmp_path, TOKENIZER)
+        template.encode(HELLO)
 
 
 @pytest.mark.parametrize(
