@@ -31,7 +31,7 @@ class EngineLimits:
             if value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1.")
         if self.max_model_len < 2:
-            raise UsageError("max_model_len is 1, which leaves no room for an answer; raise it.")
+            raise UsageError("max_model_len is 1; it must be at least 2, prompt and answer.")
 
 
 def default_limits(
@@ -49,13 +49,14 @@ def default_limits(
     itemsize: bytes of one number in the cache. memory_bytes: what the cache may take; None means
     half of what this machine has free now. Raises UsageError if not even one window fits.
     """
-    window = max_model_len or config.max_position_embeddings
+    window = config.max_position_embeddings if max_model_len is None else max_model_len
     if window > config.max_position_embeddings:
         raise UsageError(
             f"max_model_len {window} exceeds the model's window of "
             f"{config.max_position_embeddings} tokens (max_position_embeddings); lower it."
         )
-    seqs = max_num_seqs or 256
+    seqs = 256 if max_num_seqs is None else max_num_seqs
+    tokens = 2048 if max_num_batched_tokens is None else max_num_batched_tokens
     if memory_bytes is None:
         memory_bytes = int(available_memory() * MEMORY_FRACTION)
     page = page_bytes(config, page_size, itemsize)
@@ -68,7 +69,7 @@ def default_limits(
             f"lower max_model_len (at most {affordable * page_size} fits) or free memory."
         )
     pages = min(affordable, seqs * pages_per_window)
-    return EngineLimits(window, seqs, max_num_batched_tokens or 2048, pages, page_size)
+    return EngineLimits(window, seqs, tokens, pages, page_size)
 
 
 def page_bytes(config: ModelConfig, page_size: int, itemsize: int) -> int:
@@ -96,12 +97,17 @@ def _machine_memory() -> int:
 def _cgroup_memory(folder: Path) -> Iterator[int]:
     """A container's limit less what it uses (cgroup v2); nothing where there is no limit."""
     try:
-        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = (folder / "memory.current").read_text(encoding="ascii")
+        limit, used, stat = (
+            (folder / f"memory.{name}").read_text(encoding="ascii").split()
+            for name in ("max", "current", "stat")
+        )
     except OSError:
         return
-    if limit != "max":
-        yield max(0, int(limit) - int(used))
+    if limit != ["max"]:
+        # Pages of files, such as the checkpoint just read, are given back when needed.
+        fields = dict(zip(stat[::2], map(int, stat[1::2]), strict=True))
+        cached = fields["active_file"] + fields["inactive_file"]
+        yield max(0, int(limit[0]) - int(used[0]) + cached)
 
 
 def _mib(count: int) -> int:
