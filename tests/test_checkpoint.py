@@ -171,7 +171,7 @@ def test_scales_may_be_flat_or_bfloat16(tmp_path: Path) -> None:
     config = small(quantization_config=quantization_config("fp8", (1, 1)))
     write_files(tmp_path, config, tensors)
     q = open_checkpoint(tmp_path).weight(QKV[:1], [128], 64)
-    assert q.scale is not None and q.scale.shape == (128, 1)
+    assert q.scale is not None and q.scale.shape == (128, 1) and q.scale.dtype == torch.float32
     assert torch.equal(q.scale.flatten(), tensors[scale].float())
 
 
@@ -315,6 +315,15 @@ def test_a_corrupt_shard_is_named_before_anything_is_loaded(tmp_path: Path) -> N
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UsageError, match=f"{shard.name} is truncated"):
         open_checkpoint(tmp_path)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, small())
+    checkpoint = open_checkpoint(tmp_path)
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(UsageError, match="model.safetensors is truncated or corrupt"):
+        checkpoint.experts(f"{MOE}.experts", ("down_proj",), 4, 64, 24)
 
 
 MiB = 2**20

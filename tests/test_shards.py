@@ -11,7 +11,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from glm_portable.errors import UsageError
-from glm_portable.shards import INDEX_FILE, SINGLE_FILE, open_folder
+from glm_portable.shards import INDEX_FILE, SINGLE_FILE, STAGED_ELEMENTS, open_folder
 
 A, B = "model.a.weight", "model.b.weight"
 
@@ -53,10 +53,11 @@ def test_reads_what_the_safetensors_library_writes(
         assert torch.equal(found.float(), tensor.float())
 
 
-def test_conversion_rounds_once(tmp_path: Path) -> None:
-    value = torch.randn(64, 3)
-    save_file({A: value}, tmp_path / SINGLE_FILE)
-    out = torch.empty(64, 3, dtype=torch.bfloat16)
+@pytest.mark.parametrize("rows", [64, 2 * STAGED_ELEMENTS + 1])
+def test_conversion_rounds_once(tmp_path: Path, rows: int) -> None:
+    value = torch.randn(rows, 3)
+    save_file({B: torch.ones(5), A: value}, tmp_path / SINGLE_FILE)
+    out = torch.empty(rows, 3, dtype=torch.bfloat16)
     open_folder(tmp_path)[A].read_into(out)
     assert torch.equal(out, value.to(torch.bfloat16))
 
@@ -113,6 +114,7 @@ CORRUPT: dict[str, tuple[Any, bytes]] = {
     "offsets beyond the file": ({A: F32}, bytes(7)),
     "bytes nobody describes": ({A: F32}, bytes(9)),
     "a gap": ({A: F32, B: F32 | {"data_offsets": [9, 17]}}, bytes(17)),
+    "the same bytes twice": ({A: F32, B: F32}, bytes(16)),
     "an overlap": ({A: F32, B: F32 | {"data_offsets": [4, 12]}}, bytes(12)),
 }
 
