@@ -42,7 +42,7 @@ FEW_QUERIES = 8
 QUERY_BLOCK = 64
 # Up to here all experts' rows go through the activation together, which saves small calls; above,
 # each expert's rows stay in the cache from its first product to its last.
-FEW_TOKENS = 4
+FEW_TOKENS = 16
 
 
 def pack(w: Weight) -> Weight:
@@ -87,19 +87,21 @@ def experts(
     tokens, k = experts_TK.shape
     by_expert, order = experts_TK.flatten().sort(stable=True)
     chosen, counts = (c.tolist() for c in torch.unique_consecutive(by_expert, return_counts=True))
-    rows = torch.split(_quantize(x_TD, gate_up_E2FD)[order // k], counts)
+    rows = torch.split(_quantize(x_TD, gate_up_E2FD).index_select(0, order // k), counts)
     gate_ups = [gate_up_E2FD.packed[e] for e in chosen]
     downs = [down_EDF.packed[e] for e in chosen]
     y = x_TD.new_empty(tokens * k, x_TD.shape[1])
     if tokens <= FEW_TOKENS:
         hidden = silu_mul(torch.cat([_matmul(x, p) for x, p in zip(rows, gate_ups, strict=True)]))
         split = torch.split(_quantize(hidden, down_EDF), counts)
-        y[order] = torch.cat([_matmul(h, p) for h, p in zip(split, downs, strict=True)])
+        y.index_copy_(
+            0, order, torch.cat([_matmul(h, p) for h, p in zip(split, downs, strict=True)])
+        )
     else:
         places = torch.split(order, counts)
         for x, place, gate_up, down in zip(rows, places, gate_ups, downs, strict=True):
             hidden = silu_mul(_matmul(x, gate_up))
-            y[place] = _matmul(_quantize(hidden, down_EDF), down)
+            y.index_copy_(0, place, _matmul(_quantize(hidden, down_EDF), down))
     wide = y.view(tokens, k, -1).to(weights_TK.dtype)
     return torch.bmm(weights_TK.unsqueeze(1), wide).squeeze(1).to(x_TD.dtype)
 

@@ -125,7 +125,7 @@ def expert_cases() -> list[Case]:
     return [
         Case("experts", "one token", case(1, "spread")),
         Case("experts", "4 tokens", case(4, "spread")),
-        Case("experts", "5 tokens", case(5, "spread")),
+        Case("experts", "16 tokens", case(16, "spread")),
         Case("experts", "33 tokens, width 176", case(33, "spread", f=176)),
         Case("experts", "crowded", case(33, "crowded")),
         Case("experts", "all tokens alike", case(9, "same")),
