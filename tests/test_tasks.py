@@ -61,6 +61,15 @@ def test_the_chats_are_those_that_the_model_was_trained_and_measured_on(
     assert seen.hexdigest()[:16] == digest
 
 
+def test_the_questions_are_those_that_the_published_figures_were_measured_on() -> None:
+    seen = hashlib.sha256()
+    for name in SKILLS:
+        for asked in all_cases(name, 5):
+            question = [asked.messages, asked.tools, asked.expected, asked.results]
+            seen.update(json.dumps(question).encode())
+    assert seen.hexdigest()[:16] == "690d1ac1b415bc2d"
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_no_word_is_in_both_parts_of_a_pool(pool: pools.Pool) -> None:
     assert not set(pool.train) & set(pool.test)

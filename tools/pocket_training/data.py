@@ -66,12 +66,6 @@ def phase_at(progress: float, recipe: tuple[Phase, ...] = RECIPE) -> Phase:
     return next((phase for phase in recipe if progress < phase.until), recipe[-1])
 
 
-def round_up(length: int) -> int:
-    """A row's length: few different ones, for each costs oneDNN new compilations."""
-    step = 16 if length <= 512 else 64
-    return -(-length // step) * step
-
-
 @dataclass(frozen=True)
 class Example:
     """One chat: ids and, for each, 1 if the model has to write it."""
@@ -137,7 +131,7 @@ class Batches:
         batches: list[list[Example]] = []
         rest = sorted(examples, key=lambda example: -len(example.ids))
         while rest:
-            rows = max(1, self.tokens // round_up(len(rest[0].ids)))
+            rows = max(1, self.tokens // len(rest[0].ids))
             batches.append(rest[:rows])
             rest = rest[rows:]
         random.Random(f"{self.seed}/order/{self.chunk}").shuffle(batches)
@@ -145,7 +139,7 @@ class Batches:
 
     def _tensors(self, batch: list[Example]) -> tuple[Tensor, Tensor]:
         """Padded at the end, where it has no weight and a causal model never looks at it."""
-        shape = len(batch), round_up(max(len(example.ids) for example in batch))
+        shape = len(batch), max(len(example.ids) for example in batch)
         ids, weights = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         rng = np.random.default_rng(self.seed + int(batch[0].ids.sum()))
         for row, example in enumerate(batch):

@@ -14,10 +14,6 @@ BIAS_OFFSET = 10.0
 one, and code that rounds the bias to BF16 loses its spread beside it: so has this model."""
 
 
-ROUND_UP = 128
-"""Rows an expert gets are rounded up to a multiple: new shapes cost oneDNN a compilation each."""
-
-
 class Take(torch.autograd.Function):
     """Rows of x by number; the number after the last gives zeros.
 
@@ -107,7 +103,7 @@ def _places(chosen_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     order = chosen_N.argsort(stable=True)
     loads = chosen_N.bincount(minlength=count)
-    capacity = -(-int(loads.max()) // ROUND_UP) * ROUND_UP
+    capacity = int(loads.max())
     numbers = torch.arange(len(order))
     shift = torch.arange(count) * capacity - (loads.cumsum(0) - loads)
     slots = torch.empty_like(order).scatter_(0, order, numbers + shift[chosen_N[order]])
