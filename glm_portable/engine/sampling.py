@@ -18,8 +18,8 @@ from torch import Tensor
 
 from glm_portable.engine.types import SamplingParams, TokenLogprob
 
-_CANDIDATES = 1024
-"""How many of the largest probabilities are looked at before a whole row is sorted."""
+_CANDIDATES = 256
+"""How many of the largest probabilities top_p looks at first."""
 
 
 class History:
@@ -122,7 +122,7 @@ def sample(logits_RV: Tensor, rows: Sequence[RowSampler], vocab_size: int) -> li
     best_R, token_R = choices_RV.max(dim=-1)
     drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
     if drawn:
-        token_R[drawn] = draw(choices_RV[drawn], [rows[index] for index in drawn])
+        token_R[drawn] = draw(take(choices_RV, drawn), [rows[index] for index in drawn])
     token_ids = token_R.tolist()
     # NaN counts as the largest value, so the best one tells about the whole row.
     usable = best_R.isfinite().tolist()
@@ -190,6 +190,17 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 41) / 2**23
 
 
+def take(x_RV: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of x: a copy, or x itself where that is all of them (the usual case)."""
+    return x_RV if len(rows) == x_RV.shape[0] else x_RV[rows]
+
+
+def put(x_RV: Tensor, rows: Sequence[int], values_RV: Tensor) -> None:
+    """Write back what `take` returned and was changed in place."""
+    if values_RV is not x_RV:
+        x_RV[rows] = values_RV
+
+
 def keep_min_p(scaled_RV: Tensor, min_p: Sequence[float]) -> None:
     """Remove, in place, tokens less probable than min_p times the most probable one.
 
@@ -202,28 +213,38 @@ def keep_min_p(scaled_RV: Tensor, min_p: Sequence[float]) -> None:
 
 def keep_top_k(logits_RV: Tensor, top_k: Sequence[int]) -> None:
     """Remove, in place, tokens below the k-th largest; k 0 keeps all."""
-    vocab_size = logits_RV.shape[1]
-    limited = [index for index, k in enumerate(top_k) if 0 < k < vocab_size]
+    limited = [row for row, k in enumerate(top_k) if 0 < k < logits_RV.shape[1]]
     if not limited:
         return
-    rows_RV = logits_RV[limited]
-    last_R1 = torch.tensor([top_k[i] - 1 for i in limited], device=logits_RV.device)[:, None]
+    rows_RV = take(logits_RV, limited)
+    last_R1 = torch.tensor([top_k[row] - 1 for row in limited], device=logits_RV.device)[:, None]
     largest_RK = rows_RV.topk(int(last_R1.max()) + 1, dim=-1).values
     kth_R1 = largest_RK.gather(1, last_R1)
-    logits_RV[limited] = rows_RV.masked_fill(rows_RV < kth_R1, float("-inf"))
+    put(logits_RV, limited, rows_RV.masked_fill_(rows_RV < kth_R1, float("-inf")))
 
 
 def keep_top_p(probs_RV: Tensor, top_p: Sequence[float]) -> None:
     """Zero, in place, all but the most probable tokens that together reach top_p; 1 keeps all."""
-    limited = [index for index, p in enumerate(top_p) if p < 1]
+    limited = [row for row, p in enumerate(top_p) if p < 1]
     if not limited:
         return
-    rows_RV = probs_RV[limited]
-    mass_R1 = column([top_p[i] for i in limited], probs_RV.device)
-    largest_RK = rows_RV.topk(min(_CANDIDATES, rows_RV.shape[1]), dim=-1).values
-    sums_RK = largest_RK.cumsum(dim=-1)
-    if bool((sums_RK[:, -1:] < mass_R1).any()):  # flat rows: a peaked one needs few candidates
-        largest_RK = rows_RV.sort(dim=-1, descending=True).values
+    rows_RV = take(probs_RV, limited)
+    least_R1 = least_kept(rows_RV, column([top_p[row] for row in limited], probs_RV.device))
+    put(probs_RV, limited, rows_RV.masked_fill_(rows_RV < least_R1, 0.0))
+
+
+def least_kept(probs_RV: Tensor, top_p_R1: Tensor) -> Tensor:
+    """The smallest of the largest probabilities that together reach top_p: (R, 1).
+
+    Few tokens do so in almost every row, and sorting all of them takes longer than the rest of
+    sampling; so it looks at ever more of the largest.
+    """
+    count = _CANDIDATES
+    while True:
+        count = min(count, probs_RV.shape[1])
+        largest_RK = probs_RV.topk(count, dim=-1).values
         sums_RK = largest_RK.cumsum(dim=-1)
-    last_R1 = (sums_RK < mass_R1).sum(-1, keepdim=True).clamp(max=sums_RK.shape[1] - 1)
-    probs_RV[limited] = rows_RV.masked_fill(rows_RV < largest_RK.gather(1, last_R1), 0.0)
+        if count == probs_RV.shape[1] or bool((sums_RK[:, -1:] >= top_p_R1).all()):
+            last_R1 = (sums_RK < top_p_R1).sum(-1, keepdim=True).clamp(max=count - 1)
+            return largest_RK.gather(1, last_R1)
+        count *= 8

@@ -174,18 +174,21 @@ def test_a_row_does_not_depend_on_its_neighbours(
     assert sample(logits[back], [rows()[n] for n in back], VOCAB) == together[::-1]
 
 
-def test_top_p_over_more_tokens_than_candidates() -> None:
-    """A flat row needs all of them, a peaked one few; both in one batch."""
-    size = 4 * sampling._CANDIDATES
-    probs = torch.stack([torch.ones(size), torch.zeros(size)])
-    probs[0, 0], probs[1, 5], probs[1, 9] = 2, 3, 1
-    probs /= probs.sum(-1, keepdim=True)
-    alone = probs[1:].clone()
-    sampling.keep_top_p(probs, [0.6, 0.7])
-    assert (probs[0] > 0).sum() == size, "all others tie with the last that is needed"
-    assert probs[1].nonzero().flatten().tolist() == [5]
-    sampling.keep_top_p(alone, [0.7])
-    assert torch.equal(alone[0], probs[1])
+@pytest.mark.parametrize("top_p", [0.02, 0.5, 0.97, 0.9999])
+def test_top_p_over_more_tokens_than_candidates(top_p: float) -> None:
+    """Against a sort of the whole row: one that needs few tokens and one that needs many."""
+    size = 20 * sampling._CANDIDATES
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, size, generator=generator) * torch.tensor([[9.0], [0.5]])
+    probs = logits.softmax(-1)
+    ordered = probs.double().sort(descending=True)
+    before = ordered.values.cumsum(-1) - ordered.values
+    expected = torch.zeros(2, size, dtype=torch.bool).scatter_(1, ordered.indices, before < top_p)
+    sampling.keep_top_p(probs, [top_p, top_p])
+    # Of the flat row's 5,000 tokens the rounding of a sum may keep one more or less.
+    assert ((probs > 0) != expected).sum(-1).tolist()[0] == 0
+    assert ((probs > 0) != expected).sum() <= 1
+    assert int((probs[1] > 0).sum()) > sampling._CANDIDATES or top_p < 0.1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-30, 1e30])
