@@ -219,6 +219,24 @@ def test_an_unknown_skill_is_refused() -> None:
         evaluate(Scripted(lambda _: False, 1), skills=["add", "dance"])
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"samples": 0}, "samples is 0"),
+        ({"samples": 1, "concurrency": 0}, "concurrency is 0"),
+        ({"samples": 1, "json_path": Path("nowhere/at/all.json")}, "nowhere/at is not a folder"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_asked(
+    options: dict[str, Any], message: str
+) -> None:
+    def ask(*_: Any) -> Answer:
+        raise AssertionError("asked")
+
+    with pytest.raises(UsageError, match=message):
+        run_evaluate(ask, **options)
+
+
 def endpoint(handle: Callable[[httpx.Request], httpx.Response], **more: Any) -> Endpoint:
     return Endpoint("http://127.0.0.1:1/v1/", transport=httpx.MockTransport(handle), **more)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from glm_portable.errors import UsageError
 from glm_portable.evaluate.ask import Ask
 from glm_portable.evaluate.report import Report, Result
 from glm_portable.evaluate.run import MAX_TOKENS, evaluate
@@ -26,8 +27,10 @@ def run_evaluate(
 ) -> Report:
     """Evaluate and print. skills: separated by commas; show: how many wrong answers to print.
 
-    Raises UsageError on an unknown skill and on a server that does not answer.
+    Raises UsageError on bad options and on a server that does not answer.
     """
+    if json_path is not None and not json_path.parent.is_dir():
+        raise UsageError(f"{json_path} cannot be written: {json_path.parent} is not a folder.")
     console = console or Console()
 
     def shown(results: Iterable[Result], total: int) -> Iterable[Result]:

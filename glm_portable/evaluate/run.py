@@ -40,7 +40,11 @@ def evaluate(
     """Score `ask` on the held-out tasks; all skills if None.
 
     track: wraps the iteration over the results of that many questions, to show progress.
+    Raises UsageError on a number below 1 and on an unknown skill.
     """
+    for name, value in (("samples", samples_per_skill), ("concurrency", concurrency)):
+        if value < 1:
+            raise UsageError(f"{name} is {value}; it has to be at least 1.")
 
     def result(case: Case) -> Result:
         answer = ask(case.messages, case.tools, case.thinking, max_tokens)
