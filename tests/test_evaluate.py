@@ -230,11 +230,11 @@ def test_an_unknown_skill_is_refused() -> None:
 def test_bad_options_are_refused_before_anything_is_asked(
     options: dict[str, Any], message: str
 ) -> None:
-    def ask(*_: Any) -> Answer:
+    def refuse(asked: Case) -> bool:
         raise AssertionError("asked")
 
     with pytest.raises(UsageError, match=message):
-        run_evaluate(ask, **options)
+        run_evaluate(Scripted(refuse, 1), skills="add", **options)
 
 
 def endpoint(handle: Callable[[httpx.Request], httpx.Response], **more: Any) -> Endpoint:
