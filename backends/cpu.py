@@ -71,6 +71,9 @@ def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
             # Padding to the longest of a batch at most doubles its keys.
             batches[end - begin, length.bit_length()].append(b)
     for (count, _), rows in batches.items():
+        if count * len(rows) == len(q_THC):  # the usual decode: the whole step as it stands
+            q_BTHC = torch.unflatten(q_THC, 0, (len(rows), count))
+            return _attend_batch(q_BTHC, cache, step, rows, scale).flatten(0, 1)
         tokens = torch.tensor([begins[b] for b in rows]).unsqueeze(1) + torch.arange(count)
         out[tokens] = _attend_batch(q_THC[tokens], cache, step, rows, scale)
     return out
@@ -108,6 +111,8 @@ def experts(
 
 def _reorder(matrix_NR: Tensor) -> Tensor:
     """oneDNN's layout where it has one for this type on this processor, else the plain matrix."""
+    if not torch._C._has_mkldnn:
+        return matrix_NR.clone()
     takes = {
         torch.float32: True,
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
@@ -121,7 +126,8 @@ def _reorder(matrix_NR: Tensor) -> Tensor:
 
 def _matmul(x_TR: Tensor, matrix_NR: Tensor, bias_N: Tensor | None = None) -> Tensor:
     if matrix_NR.is_mkldnn:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x_TR, matrix_NR, bias_N, "none", [], "")
+        multiply = torch.ops.mkldnn._linear_pointwise.default  # naming it spares a look-up a call
+        y: Tensor = multiply(x_TR, matrix_NR, bias_N, "none", [], "")
         return y
     return F.linear(x_TR, matrix_NR, bias_N)
 
@@ -145,10 +151,12 @@ def _attend_batch(
     )
     groups = k_BGLC.shape[1]
     q = torch.unflatten(q_BTHC, 2, (groups, -1)).permute(0, 2, 3, 1, 4).reshape(b, groups, -1, c)
-    last = torch.tensor(lengths).view(b, 1, 1) - t + torch.arange(t).view(1, t, 1)
-    hidden = torch.arange(max(lengths)) > last  # (B, T, L)
-    mask = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
-    mask = mask.repeat(1, h // groups, 1).unsqueeze(1)
+    mask = None
+    if t > 1 or min(lengths) < max(lengths):
+        last = torch.tensor(lengths).view(b, 1, 1) - t + torch.arange(t).view(1, t, 1)
+        hidden = torch.arange(max(lengths)) > last  # (B, T, L)
+        mask = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
+        mask = mask.repeat(1, h // groups, 1).unsqueeze(1)
     y = F.scaled_dot_product_attention(
         q, k_BGLC.to(q.dtype), v_BGLC.to(q.dtype), attn_mask=mask, scale=scale
     )

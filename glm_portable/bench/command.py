@@ -174,8 +174,8 @@ def _print(
             f"{row.what}, {row.unit}", _number(row.ours), _number(row.peer), *ratios,
             _number(row.limit), of_limit, row.quiet,
         )  # fmt: skip
-    console = Console()
-    console.print(table)
+    console = Console(soft_wrap=True)  # a table cut to the terminal's width says nothing
+    console.print(table, crop=False, width=max(console.width, 100))
     console.print(
         f"{threads} threads; memory {machine.bandwidth / 1e9:.1f} GB/s, "
         f"matrix product {machine.flops / 1e12:.2f} TFLOP/s, measured in the same run.\n"
