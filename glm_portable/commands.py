@@ -93,7 +93,8 @@ def ask_glm(glm: GLM) -> Ask:
             max_tokens=max_tokens,
         )
         calls = tuple(Call(c.name, json.loads(c.arguments)) for c in answer.tool_calls)
-        finish = "tool_calls" if calls else answer.finish_reason
+        whole = calls and answer.finish_reason == "stop"
+        finish = "tool_calls" if whole else answer.finish_reason
         return Answer(answer.content or "", answer.reasoning or "", calls, finish)
 
     return ask
