@@ -22,7 +22,6 @@ def _whole(value: Any) -> Any:
 
 
 Integer = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
 Choices = Annotated[Integer, Field(ge=1, le=MAX_CHOICES)]
 Count = Annotated[Integer, Field(ge=0, le=MAX_TOKENS)]
 PositiveCount = Annotated[Integer, Field(ge=1, le=MAX_TOKENS)]

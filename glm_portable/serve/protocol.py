@@ -22,7 +22,6 @@ from glm_portable.serve.fields import (
     Integer,
     LogprobCount,
     Messages,
-    Number,
     PositiveCount,
     Prompts,
     Seed,
@@ -58,13 +57,13 @@ class Request(Strict):
     stream_options: StreamOptions | None = None
     max_tokens: PositiveCount | None = None
     min_tokens: Count | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[Integer, Field(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: Biases = None
     seed: Seed | None = None
     stop: Stops = None

@@ -7,6 +7,8 @@ import httpx
 import openai
 import pytest
 
+from glm_portable.engine.types import TokenLogprob
+from glm_portable.serve.logprobs import CompletionLogprobs
 from tests.serve.fake_engine import TOKENIZER, Running, says
 
 
@@ -68,6 +70,14 @@ def test_logprobs(server: Running, client: openai.OpenAI) -> None:
         assert top[token] == logprob == max(top.values())
     split = [i for i in ids if b"\xf0" in TOKENIZER.token_bytes(i)]
     assert any(token.startswith("bytes:\\xf0") for token in found.tokens) == bool(split)
+
+
+def test_a_token_of_low_rank_is_among_its_alternatives() -> None:
+    token = TokenLogprob(5, -7.0, ((6, -0.5), (7, -float("inf"))))
+    found = CompletionLogprobs(TOKENIZER).take([token])
+    texts = [TOKENIZER.token_text(i) for i in (5, 6, 7)]
+    assert found["tokens"] == texts[:1] and found["token_logprobs"] == [-7.0]
+    assert found["top_logprobs"] == [dict(zip(texts, (-7.0, -0.5, -9999.0), strict=True))]
 
 
 def test_a_stream_adds_up_to_the_whole(server: Running, client: openai.OpenAI) -> None:

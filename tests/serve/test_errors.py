@@ -80,11 +80,12 @@ def test_wrong_values_are_named(
 
 @ENDPOINTS
 def test_numbers_that_are_not_json(server: Running, http: httpx.Client, path: str) -> None:
+    fields = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")
     for value in ("NaN", "Infinity", "-Infinity", "1e999"):
-        body = json.dumps(VALID[path])[:-1] + f', "temperature": {value}}}'
-        error_of(http.post(path, content=body, headers=JSON), 400)
-        body = json.dumps(VALID[path])[:-1] + f', "logit_bias": {{"1": {value}}}}}'
-        error_of(http.post(path, content=body, headers=JSON), 400)
+        wrong = [f'"{name}": {value}' for name in (*fields, "repetition_penalty", "seed")]
+        for field in (*wrong, f'"logit_bias": {{"1": {value}}}'):
+            body = json.dumps(VALID[path])[:-1] + f", {field}}}"
+            error_of(http.post(path, content=body, headers=JSON), 400)
 
 
 @ENDPOINTS

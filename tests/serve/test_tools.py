@@ -1,6 +1,7 @@
 """tool_choice: what the model is shown, what is forced, and what comes back."""
 
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -150,6 +151,26 @@ def test_only_one_call(
         assert calls_of(answer.choices[0].message) == [BONN]
         assert answer.choices[0].finish_reason == "tool_calls"
     assert server.engine.requests[0].cancelled.is_set()
+
+
+def test_a_choice_that_was_ended_early_stays_ended(server: Running, client: openai.OpenAI) -> None:
+    """What the engine still delivers of it is dropped while another choice goes on."""
+    server.engine.script = lambda request: []
+
+    def feed() -> None:
+        first, second = server.engine.wait_for(2)
+        for delta in says(CALL + "\nand " + CALL):
+            first.send(delta)
+        for delta in says("Hello."):
+            second.send(delta)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    chunks = list(chat(client, tools=[WEATHER], parallel_tool_calls=False, n=2, stream=True))
+    feeder.join()
+    ended = folded(chunks, 0)
+    assert len(ended["calls"]) == 1 and ended["finish"] == ["tool_calls"]
+    assert ended["content"] == "" and folded(chunks, 1)["content"] == "Hello."
 
 
 def test_two_calls(server: Running, client: openai.OpenAI) -> None:
