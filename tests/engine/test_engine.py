@@ -163,6 +163,15 @@ def test_a_stop_string_across_tokens_ends_the_answer(engine: Engine) -> None:
     assert len(whole.token_ids) < len(said)
 
 
+def test_a_stop_string_counts_only_after_min_tokens(engine: Engine) -> None:
+    prompt, said = prompt_that_ends()
+    params = replace(GREEDY, stop=(" ",), min_tokens=2)
+    (whole,) = engine.generate([(prompt, params)])
+    assert list(whole.token_ids[:2]) == said[:2] and len(whole.token_ids) > 2
+    assert whole.text.startswith(word(said[0]) + word(said[1])[:-1])
+    assert (whole.finish_reason, whole.stop_reason) == ("stop", " ")
+
+
 def test_without_max_tokens_the_window_ends_the_answer(model: Fragile) -> None:
     with Engine(model, Words(), limits(max_model_len=20)) as engine:
         answers = engine.generate([([1, 2], ENDLESS), ([3] * 19, ENDLESS)])

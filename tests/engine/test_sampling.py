@@ -146,6 +146,16 @@ def test_consecutive_draws_are_independent() -> None:
         assert chi_square(counts, torch.full((16,), len(pairs) / 16)) < 37.7
 
 
+@pytest.mark.parametrize(("point", "expected"), [(0.0, 1), (0.5, 2), (1 - 2**-23, 2)])
+def test_a_draw_never_hits_a_token_without_probability(
+    monkeypatch: pytest.MonkeyPatch, point: float, expected: int
+) -> None:
+    """Not even at the ends of the range, or where two tokens meet."""
+    monkeypatch.setattr(sampling, "uniform", lambda seed, position: point)
+    logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]])
+    assert sampling.draw(logits, [row(SamplingParams())]).tolist() == [expected]
+
+
 def test_uniform_is_below_one_and_takes_any_integer_as_seed() -> None:
     values = [uniform(seed, n) for seed in (-(2**63), -1, 0, 5, 2**64 + 9) for n in range(200)]
     assert all(0 <= value < 1 for value in values)
