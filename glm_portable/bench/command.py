@@ -114,8 +114,8 @@ def _alternate(
         for side, task in [*plan, *((machine, task) for task in yardsticks)]:
             samples[side.side, task.what].taken.append(side.sample(task.name, **task.arguments))
         sides.reverse()
-    bandwidth = READ / samples["machine", "bandwidth"].wall
-    flops = 2 * MATMUL**3 / samples["machine", "matmul"].wall
+    bandwidth = READ / samples["machine", "bandwidth"].best
+    flops = 2 * MATMUL**3 / samples["machine", "matmul"].best
     return limits.Machine(bandwidth, flops), samples
 
 
@@ -174,8 +174,8 @@ def _print(
             f"{row.what}, {row.unit}", _number(row.ours), _number(row.peer), *ratios,
             _number(row.limit), of_limit, row.quiet,
         )  # fmt: skip
-    console = Console(soft_wrap=True)  # a table cut to the terminal's width says nothing
-    console.print(table, crop=False, width=max(console.width, 100))
+    console = Console(width=max(Console().width, 110))  # cut to 80 columns, it says nothing
+    console.print(table)
     console.print(
         f"{threads} threads; memory {machine.bandwidth / 1e9:.1f} GB/s, "
         f"matrix product {machine.flops / 1e12:.2f} TFLOP/s, measured in the same run.\n"

@@ -57,6 +57,7 @@ def test_medians_leave_out_disturbed_repetitions_while_three_remain() -> None:
     assert Samples([*disturbed, *quiet]).wall == 2.0
     assert Samples([*disturbed, *quiet[:2]]).wall == 9.0
     assert Samples([*disturbed, *quiet]).cpu == 3.5
+    assert Samples([*disturbed, *quiet]).best == 1.0
 
 
 def test_bad_input_is_refused() -> None:
