@@ -1,7 +1,8 @@
 """Any x86 or ARM processor, through oneDNN: weights packed once into its blocked layout.
 
-A packed matrix multiplies one row about 1.7 times as fast as a plain one, and 64 rows about 1.2
-times: the plain layout is reordered on every call. Quantised weights are dequantised when packed.
+Measured with AVX512-BF16 at the widths of a small model, a packed matrix multiplies one row 1.2 to
+2.4 times as fast as a plain one and 64 rows 1.1 to 1.5 times, since the plain layout is reordered
+on every call. Quantised weights are dequantised when packed.
 
 The packed weight is kept instead of the plain one. Sums over a token's experts run in its own
 order of choice, so neighbours in a batch change a row only through the blocking of the matrix
@@ -166,8 +167,9 @@ def _attend_batch(
 def _attend_long(q_THC: Tensor, cache: KVCache, step: Step, b: int, scale: float) -> Tensor:
     """Many queries of one sequence, in blocks that skip the keys after their last query.
 
-    Plain products are about twice as fast here as torch's flash attention without AMX. The
-    softmax of 16-bit scores is computed in float32.
+    Plain products took 0.4 to 0.6 times as long as torch's flash attention without AMX. They round
+    the scores to the model's dtype, as the reference does, which flash attention does not (twice
+    the error in BF16); the softmax itself is computed in float32.
     """
     out, length, count = torch.empty_like(q_THC), step.kv_lengths[b], len(q_THC)
     k_GLC, v_GLC = (
