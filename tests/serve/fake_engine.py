@@ -1,6 +1,7 @@
 """An engine whose answers a test writes itself, behind the real HTTP server."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,14 @@ class Submitted:
 
 
 Script = Callable[[Submitted], Sequence[Delta]]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what the server does after a client has got its last byte."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def says(text: str, reason: Any = "stop", size: int = 1) -> list[Delta]:

@@ -10,7 +10,7 @@ import pytest
 from glm_portable.engine.engine import EngineDraining
 from glm_portable.engine.types import Delta
 from tests.serve.conversation import HI, chat
-from tests.serve.fake_engine import WINDOW, Running, says
+from tests.serve.fake_engine import WINDOW, Running, eventually, says
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 VALID: dict[str, dict[str, Any]] = {CHAT: {"messages": HI}, COMPLETIONS: {"prompt": "a"}}
@@ -193,7 +193,7 @@ def test_if_one_of_several_prompts_is_refused_none_runs(
     server.engine.script = lambda request: []
     error_of(http.post(COMPLETIONS, json={"prompt": ["a", "word " * 2 * WINDOW]}), 400)
     assert [request.cancelled.is_set() for request in server.engine.requests] == [True]
-    assert not server.service.running
+    eventually(lambda: not server.service.running)
 
 
 @ENDPOINTS
@@ -272,7 +272,7 @@ def test_a_defect_is_a_500_that_tells_nothing(
         error = error_of(response, 500)
         assert error["type"] == "server_error" and "secret" not in response.text
         assert response.headers["x-request-id"]
-    assert not server.service.running
+    eventually(lambda: not server.service.running)
 
 
 def test_a_defect_in_a_stream_is_seen(server: Running, http: httpx.Client) -> None:

@@ -23,6 +23,7 @@ from tests.serve.fake_engine import (
     FakeEngine,
     Running,
     Submitted,
+    eventually,
     fake_server,
     fake_service,
     says,
@@ -73,7 +74,7 @@ def test_a_finished_request_is_not_cancelled(server: Running, http: httpx.Client
     for stream in (False, True):
         assert http.post(CHAT, json={"messages": HI, "stream": stream}).status_code == 200
     assert not any(request.cancelled.is_set() for request in server.engine.requests)
-    assert not server.service.running
+    eventually(lambda: not server.service.running)
 
 
 def test_a_client_that_leaves_in_its_body_harms_nobody(server: Running, http: httpx.Client) -> None:
