@@ -41,7 +41,7 @@ def run_server(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     sock = bind(ServerSettings(host=host, port=port))  # a taken port shows before the loading
     glm = load_with_progress(model, **load_options)
     settings = ServerSettings(

@@ -17,10 +17,11 @@ Message = dict[str, Any]
 
 def load_with_progress(model: str | None, **options: Any) -> GLM:
     """GLM.load with a progress bar on stderr and, at the end, one line with the speed."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     begin = time.monotonic()
-    with Progress(*columns, console=console, transient=True) as progress:
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("loading", total=None)
         glm = GLM.load(
             model,
@@ -31,8 +32,7 @@ def load_with_progress(model: str | None, **options: Any) -> GLM:
     seconds = time.monotonic() - begin
     console.print(
         f"Loaded {glm.name}: {size / 1e6:,.1f} MB in {seconds:.1f} s "
-        f"({size / 1e6 / seconds:,.0f} MB/s), {_dtype(glm)} on {glm.model.ops.name}",
-        highlight=False,
+        f"({size / 1e6 / seconds:,.0f} MB/s), {_dtype(glm)} on {glm.model.ops.name}"
     )
     return glm
 
