@@ -1,22 +1,25 @@
-"""Any x86 or ARM processor, through oneDNN: weights packed once into its blocked layout.
+"""Any x86 or ARM processor. Weights are laid out once; quantised ones are dequantised for that.
 
-Measured with AVX512-BF16 at the widths of a small model, a packed matrix multiplies one row 1.2 to
-2.4 times as fast as a plain one and 64 rows 1.1 to 1.5 times, since the plain layout is reordered
-on every call. Quantised weights are dequantised when packed.
+BF16 on a processor with AVX512-BF16 runs on our own kernel (`native.cpp`), which one compiler call
+makes at the first start: routed experts are one call, and a row's result is the same in every bit
+whatever rows are beside it. Other types, and machines without the compiler or the instructions,
+use oneDNN's blocked layout, where neighbours change a row through the blocking of the products,
+which oneDNN picks by the number of rows. `kernel()` tells which of the two it is.
 
 The packed weight is kept instead of the plain one. Sums over a token's experts run in its own
-order of choice, so neighbours in a batch change a row only through the blocking of the matrix
-products, which oneDNN picks by the number of rows.
+order of choice.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from ctypes import CDLL
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glm_portable.backends.cpu import native
 from glm_portable.backends.reference import (
     quantize_per_token,
     rms_norm,
@@ -28,7 +31,7 @@ from glm_portable.backends.reference import (
 from glm_portable.ops import KVCache, Step, Weight
 
 __all__ = [
-    "attend", "device", "experts", "linear", "name", "pack", "rms_norm", "rope", "route",
+    "attend", "device", "experts", "kernel", "linear", "name", "pack", "rms_norm", "rope", "route",
     "silu_mul", "store",
 ]  # fmt: skip
 
@@ -46,10 +49,21 @@ QUERY_BLOCK = 64
 FEW_TOKENS = 16
 
 
+def kernel() -> str:
+    """What multiplies BF16 matrices here; builds the native kernel if that has not been done."""
+    return "oneDNN" if native.library() is None else "native AVX512-BF16"
+
+
 def pack(w: Weight) -> Weight:
-    """Dequantise to the model's dtype and reorder for oneDNN; `data` stays as a shape alone."""
-    plain = w.dequantize()
-    packed = tuple(map(_reorder, plain)) if plain.dim() == 3 else _reorder(plain)
+    """Dequantise to the model's dtype and lay out; `data` stays as a shape alone."""
+    library = native.library() if w.dtype == torch.bfloat16 else None
+    packed: object
+    if library is not None:
+        packed = _lay_out(w, library)
+    elif w.data.dim() == 3:
+        packed = tuple(_reorder(one.dequantize()) for one in _each(w))
+    else:
+        packed = _reorder(w.dequantize())
     return replace(w, data=torch.empty_like(w.data, device="meta"), scale=None, packed=packed)
 
 
@@ -88,6 +102,20 @@ def experts(
     experts_TK: Tensor,
 ) -> Tensor:
     """Each chosen expert once, over the rows of the tokens that chose it; the sum in float32."""
+    gate_up, down = gate_up_E2FD.packed, down_EDF.packed
+    if isinstance(gate_up, native.Matrices) and not down_EDF.dynamic_activations:
+        return native.experts(_quantize(x_TD, gate_up_E2FD), gate_up, down, weights_TK, experts_TK)
+    return _experts_one_by_one(x_TD, gate_up_E2FD, down_EDF, weights_TK, experts_TK)
+
+
+def _experts_one_by_one(
+    x_TD: Tensor,
+    gate_up_E2FD: Weight,
+    down_EDF: Weight,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+) -> Tensor:
+    """With the hidden layer in torch's hands, where it is quantised for the second product."""
     tokens, k = experts_TK.shape
     by_expert, order = experts_TK.flatten().sort(stable=True)
     chosen, counts = (c.tolist() for c in torch.unique_consecutive(by_expert, return_counts=True))
@@ -110,6 +138,28 @@ def experts(
     return torch.bmm(weights_TK.unsqueeze(1), wide).squeeze(1).to(x_TD.dtype)
 
 
+def _each(w: Weight) -> Iterator[Weight]:
+    """The matrices of a weight one by one, so that one at a time is dequantised."""
+    if w.data.dim() == 2:
+        yield w
+        return
+    for e, data in enumerate(w.data):
+        scale = None if w.scale is None else w.scale[e]
+        yield Weight(data, w.dtype, scale, w.block, w.dynamic_activations)
+
+
+def _lay_out(w: Weight, library: CDLL) -> native.Matrices:
+    """For the native kernel."""
+    count = len(w.data) if w.data.dim() == 3 else 1
+    packed = native.Matrices.empty(library, count, *w.data.shape[-2:])
+    if w.scale is None:
+        packed.fill(w.dequantize().view(count, *w.data.shape[-2:]))
+    else:
+        for e, one in enumerate(_each(w)):
+            packed[e].fill(one.dequantize().unsqueeze(0))
+    return packed
+
+
 def _reorder(matrix_NR: Tensor) -> Tensor:
     """oneDNN's layout where it has one for this type on this processor, else the plain matrix."""
     if not torch._C._has_mkldnn:
@@ -125,7 +175,11 @@ def _reorder(matrix_NR: Tensor) -> Tensor:
     return packed
 
 
-def _matmul(x_TR: Tensor, matrix_NR: Tensor, bias_N: Tensor | None = None) -> Tensor:
+def _matmul(
+    x_TR: Tensor, matrix_NR: Tensor | native.Matrices, bias_N: Tensor | None = None
+) -> Tensor:
+    if isinstance(matrix_NR, native.Matrices):
+        return matrix_NR.multiply(x_TR, bias_N)
     if matrix_NR.is_mkldnn:
         multiply = torch.ops.mkldnn._linear_pointwise.default  # naming it spares a look-up a call
         y: Tensor = multiply(x_TR, matrix_NR, bias_N, "none", [], "")
