@@ -178,9 +178,9 @@ def _keep(built: Path, folder: Path, key: str) -> Path:
     kept = folder / f"{key}-{_digest(data)}.so"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(data)
-        Path(file.name).replace(kept)
+        with tempfile.TemporaryDirectory(dir=folder) as beside:
+            (Path(beside) / kept.name).write_bytes(data)
+            (Path(beside) / kept.name).replace(kept)
     except OSError as error:
         log.info("The kernel is built anew at every start, as %s: %s.", folder, error.strerror)
         return built
