@@ -94,8 +94,13 @@ def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
 def route(x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor, Tensor]:
     """Sigmoid scores, group-limited choice by score + bias (DeepSeek-V3, arXiv:2412.19437)."""
     x = _wide(x_TD)
-    scores = F.linear(x, gate_ED.to(x.dtype)).sigmoid()
-    choice = scores + bias_E.to(x.dtype)
+    return choose(F.linear(x, gate_ED.to(x.dtype)), bias_E, cfg)
+
+
+def choose(logits_TE: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor, Tensor]:
+    """The part of `route` that follows the gate's product."""
+    scores = logits_TE.sigmoid()
+    choice = scores + bias_E.to(scores.dtype)
     if cfg.n_group > 1:
         groups = choice.view(len(choice), cfg.n_group, -1)
         best = groups.topk(2, dim=-1).values.sum(-1)

@@ -22,7 +22,8 @@ def test_wheel_holds_backends_and_pocket_model(tmp_path: Path) -> None:
     expected = {f"glm_portable/pocket/{name}" for name in pocket}
     expected |= {"glm_portable/py.typed", "glm_portable/backends/reference.py",
                  "glm_portable/backends/cpu/__init__.py", "glm_portable/backends/cpu/native.py",
-                 "glm_portable/backends/cpu/native.cpp", "glm_portable/cli.py"}  # fmt: skip
+                 "glm_portable/backends/cpu/native.cpp", "glm_portable/backends/cpu/lanes.h",
+                 "glm_portable/backends/cpu/attention.cpp", "glm_portable/cli.py"}  # fmt: skip
     assert len(pocket) == 6 and expected <= names
     outside = {n.split("/")[0] for n in names if not n.split("/")[0].endswith(".dist-info")}
     assert outside == {"glm_portable"}  # no top-level `backends` to shadow anything

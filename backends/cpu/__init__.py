@@ -19,15 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glm_portable.backends import reference
 from glm_portable.backends.cpu import native
 from glm_portable.backends.reference import (
+    choose,
     quantize_per_token,
     rms_norm,
     rope,
-    route,
     silu_mul,
     store,
 )
+from glm_portable.config import ModelConfig
 from glm_portable.ops import KVCache, Step, Weight
 
 __all__ = [
@@ -72,26 +74,31 @@ def linear(x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Tensor:
     return _matmul(_quantize(x_TR, w), w.packed, bias_N)
 
 
+def route(x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor, Tensor]:
+    """As the reference, whose product depends on the number of rows in its last bits."""
+    library = native.library() if x_TD.dtype == torch.bfloat16 else None
+    if library is None or gate_ED.dtype != torch.float32:
+        return reference.route(x_TD, gate_ED, bias_E, cfg)
+    return choose(native.scores(library, x_TD, gate_ED), bias_E, cfg)
+
+
 def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
-    """Sequences with few queries in batches of similar length, each longer one by itself."""
-    out = torch.empty_like(q_THC)
+    """Each long query by itself, the others natively token by token, or batched by length."""
+    few, out = [], torch.empty_like(q_THC)
     begins = (0, *step.query_ends[:-1])
-    batches: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for b, (begin, end, length) in enumerate(
-        zip(begins, step.query_ends, step.kv_lengths, strict=True)
-    ):
+    for b, (begin, end) in enumerate(zip(begins, step.query_ends, strict=True)):
         if end - begin > FEW_QUERIES:
             out[begin:end] = _attend_long(q_THC[begin:end], cache, step, b, scale)
         else:
-            # Padding to the longest of a batch at most doubles its keys.
-            batches[end - begin, length.bit_length()].append(b)
-    for (count, _), rows in batches.items():
-        if count * len(rows) == len(q_THC):  # the usual decode: the whole step as it stands
-            q_BTHC = torch.unflatten(q_THC, 0, (len(rows), count))
-            return _attend_batch(q_BTHC, cache, step, rows, scale).flatten(0, 1)
-        tokens = torch.tensor([begins[b] for b in rows]).unsqueeze(1) + torch.arange(count)
-        out[tokens] = _attend_batch(q_THC[tokens], cache, step, rows, scale)
-    return out
+            few.append(b)
+    if not few:
+        return out
+    types = {q_THC.dtype, cache.k_PSGC.dtype}
+    suited = types == {torch.bfloat16} and q_THC.shape[2] % 32 == 0
+    library = native.library() if suited else None
+    if library is not None:
+        return _attend_native(library, q_THC, cache, step, few, scale, out)
+    return _attend_batched(q_THC, cache, step, few, scale, out)
 
 
 def experts(
@@ -189,6 +196,59 @@ def _matmul(
 
 def _quantize(x_TR: Tensor, w: Weight) -> Tensor:
     return quantize_per_token(x_TR, w.data.dtype) if w.dynamic_activations else x_TR
+
+
+def _attend_native(
+    library: CDLL,
+    q_THC: Tensor,
+    cache: KVCache,
+    step: Step,
+    few: list[int],
+    scale: float,
+    out: Tensor,
+) -> Tensor:
+    """Sequences `few`, token by token without copies of their keys, into `out`."""
+    begins = (0, *step.query_ends[:-1])
+    rows: list[int] = []
+    lengths: list[int] = []
+    tokens: list[int] = []
+    for b in few:
+        count = step.query_ends[b] - begins[b]
+        rows += [b] * count
+        lengths += range(step.kv_lengths[b] - count + 1, step.kv_lengths[b] + 1)
+        tokens += range(begins[b], step.query_ends[b])
+    every = len(tokens) == len(q_THC)
+    found = native.attend(
+        library,
+        q_THC if every else q_THC[tokens],
+        cache,
+        step.block_table_BP,
+        torch.tensor(rows, dtype=torch.int32),
+        torch.tensor(lengths, dtype=torch.int32),
+        scale,
+    )
+    if every:
+        return found
+    out[tokens] = found
+    return out
+
+
+def _attend_batched(
+    q_THC: Tensor, cache: KVCache, step: Step, few: list[int], scale: float, out: Tensor
+) -> Tensor:
+    """Sequences `few` in batches of similar length, into `out`."""
+    begins = (0, *step.query_ends[:-1])
+    batches: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for b in few:
+        # Padding to the longest of a batch at most doubles its keys.
+        batches[step.query_ends[b] - begins[b], step.kv_lengths[b].bit_length()].append(b)
+    for (count, _), rows in batches.items():
+        if count * len(rows) == len(q_THC):  # the usual decode: the whole step as it stands
+            q_BTHC = torch.unflatten(q_THC, 0, (len(rows), count))
+            return _attend_batch(q_BTHC, cache, step, rows, scale).flatten(0, 1)
+        tokens = torch.tensor([begins[b] for b in rows]).unsqueeze(1) + torch.arange(count)
+        out[tokens] = _attend_batch(q_THC[tokens], cache, step, rows, scale)
+    return out
 
 
 def _attend_batch(

@@ -10,27 +10,20 @@
 // Every result is summed over its inputs in their order, in one float32 accumulator, whatever
 // the number of rows: a row's result does not depend, in any bit, on which rows are beside it.
 
-#include <immintrin.h>
-#include <omp.h>
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
 #include <utility>
 #include <vector>
 
+#include "lanes.h"
+
 namespace {
 
-using bf16 = uint16_t;
-
-constexpr int64_t PANEL = 32;
-constexpr int64_t MAX_ROWS = 12;        // 12 rows x 2 vectors of sums leave 8 registers of 32
 constexpr int64_t AHEAD = 16 * 2 * PANEL;  // numbers to prefetch ahead: 2 KB
-constexpr int64_t FEW_ROWS = 4;         // up to here memory is the limit: prefetch
+constexpr int64_t FEW_ROWS = 4;            // up to here memory is the limit: prefetch
 constexpr int64_t HUGE_PAGE = 1 << 21;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Shape {
     int64_t n, r;
@@ -96,31 +89,6 @@ void multiply_block(int64_t rows, const bf16* x, const bf16* w, int64_t pairs,
     choose(rows, std::make_integer_sequence<int, MAX_ROWS>())(x, w, pairs, out);
 }
 
-__mmask16 first(int64_t count) {
-    return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1;
-}
-
-__m512 load_bf16(const bf16* p, __mmask16 mask) {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
-void store_bf16(bf16* p, __m512 value, __mmask16 mask) {
-    _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(value));
-}
-
-// e^x to about 1e-7: 2^n by its exponent times a polynomial in the rest. NaN stays NaN.
-__m512 exp_ps(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-104.f), _mm512_min_ps(_mm512_set1_ps(104.f), x));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
-    __m512 y = _mm512_set1_ps(1.f / 5040);
-    for (float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f})
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(c));
-    return _mm512_scalef_ps(y, n);
-}
-
 __m512 silu(__m512 x) {
     __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), x));
     return _mm512_div_ps(x, _mm512_add_ps(e, _mm512_set1_ps(1.f)));
@@ -157,8 +125,7 @@ void pack_panel(const bf16* w, Shape s, int64_t panel, bf16* out) {
             out[(whole * PANEL + i) * 2] = w[(begin + i + 1) * s.r - 1];
 }
 
-// Work is dealt out in pieces of some panels of one block. With few rows a piece is a run of
-// memory; with many, the blocks of an expert come one after the other to a panel in the cache.
+// The rows of all tokens' choices, sorted by expert.
 struct Routed {
     const float* weights;
     const int32_t* experts;

@@ -1,4 +1,4 @@
-"""`native.cpp`: built by this machine's compiler when first needed, loaded, and called.
+"""The C++ files of this folder: built by the machine's compiler when first needed, and called.
 
 The library is kept in the user's cache folder under a hash of everything that decides what it
 holds. Its name carries the hash of its own bytes too, so that a damaged file is built anew.
@@ -19,9 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glm_portable.ops import KVCache
+
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("native.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = [FOLDER / "native.cpp", FOLDER / "attention.cpp"]
+HEADER = FOLDER / "lanes.h"
 COMPILER = "c++"
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi"]
 NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
@@ -34,6 +38,8 @@ SIGNATURES: dict[str, list[Any]] = {
     "pack": [Pointer, *[Int] * 3, Pointer, ctypes.c_int],
     "linear": [*[Pointer] * 4, *[Int] * 3, ctypes.c_int],
     "experts": [*[Pointer] * 6, *[Int] * 5, ctypes.c_int],
+    "scores": [*[Pointer] * 3, *[Int] * 3, ctypes.c_int],
+    "attend": [*[Pointer] * 7, *[Int] * 6, ctypes.c_float, ctypes.c_int],
 }
 
 
@@ -105,6 +111,45 @@ def experts(
     return out
 
 
+def scores(calls: ctypes.CDLL, x_TD: Tensor, gate_ED: Tensor) -> Tensor:
+    """The router's product x @ gate.T, x in BF16, the gate and the result (T, E) in float32."""
+    x, gate = x_TD.contiguous(), gate_ED.contiguous()
+    assert x.dtype == torch.bfloat16 and gate.dtype == torch.float32, f"{x.dtype=} {gate.dtype=}"
+    assert x.shape[1] == gate.shape[1], f"{x.shape=} {gate.shape=}"
+    out = torch.empty(len(x), len(gate), dtype=torch.float32)
+    calls.scores(
+        x.data_ptr(), gate.data_ptr(), out.data_ptr(), len(x), *gate.shape, torch.get_num_threads()
+    )
+    return out
+
+
+def attend(
+    calls: ctypes.CDLL,
+    q_THC: Tensor,
+    cache: KVCache,
+    table_BP: Tensor,
+    rows_T: Tensor,
+    lengths_T: Tensor,
+    scale: float,
+) -> Tensor:
+    """Token t over the first lengths_T[t] keys in the pages of row rows_T[t], both int32.
+
+    Everything else is BF16, and the head size a multiple of 32.
+    """
+    q, table = q_THC.contiguous(), table_BP.contiguous()
+    k, v = cache.k_PSGC, cache.v_PSGC
+    assert q.dtype == k.dtype == v.dtype == torch.bfloat16 and q.shape[2] % 32 == 0
+    assert k.is_contiguous() and v.is_contiguous() and k.shape == v.shape
+    assert table.dtype == rows_T.dtype == lengths_T.dtype == torch.int32
+    out = torch.empty_like(q)
+    calls.attend(
+        q.data_ptr(), k.data_ptr(), v.data_ptr(), table.data_ptr(), rows_T.data_ptr(),
+        lengths_T.data_ptr(), out.data_ptr(), len(q), table.shape[1], *k.shape[1:3],
+        *q.shape[1:], scale, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The loaded library, or None where it cannot be had; the log says which and why, once."""
@@ -156,17 +201,19 @@ def _openmp() -> Path:
 
 
 def _key(processor: str, runtime: Path) -> str:
-    """A hash of the source, the compiler, its options and the processor."""
-    parts = [SOURCE.read_text(), _run([COMPILER, "--version"]), *FLAGS, str(runtime), processor]
+    """A hash of the sources, the compiler, its options and the processor."""
+    texts = [path.read_text() for path in (*SOURCES, HEADER)]
+    parts = [*texts, _run([COMPILER, "--version"]), *FLAGS, str(runtime), processor]
     return _digest("\0".join(parts).encode())
 
 
 def _build(scratch: Path, runtime: Path) -> Path:
     """Compile, then link with the runtime's own file instead of what -fopenmp would choose."""
-    compiled, linked = scratch / "native.o", scratch / "native.so"
-    _run([COMPILER, *FLAGS, "-c", str(SOURCE), "-o", str(compiled)])
+    linked, compiled = scratch / "native.so", [scratch / f"{s.stem}.o" for s in SOURCES]
+    for source, out in zip(SOURCES, compiled, strict=True):
+        _run([COMPILER, *FLAGS, "-c", str(source), "-o", str(out)])
     _run([
-        COMPILER, "-shared", "-Wl,-z,defs", str(compiled), str(runtime),
+        COMPILER, "-shared", "-Wl,-z,defs", *map(str, compiled), str(runtime),
         f"-Wl,-rpath,{runtime.parent}", "-o", str(linked),
     ])  # fmt: skip
     return linked

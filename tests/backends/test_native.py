@@ -15,9 +15,13 @@ from torch import Tensor
 
 from glm_portable.backends import cpu, reference
 from glm_portable.backends.cpu import native
-from glm_portable.ops import Weight
+from glm_portable.checkpoint import Checkpoint
+from glm_portable.config import ModelConfig
+from glm_portable.model import Model
+from glm_portable.ops import KVCache, Step, Weight
 from glm_portable.verify.metrics import faults
 from tests.backends.cases import CASES, FP8, choices, normal, quantised, weight
+from tests.random_checkpoint import small_config, write_checkpoint
 
 BF16 = torch.bfloat16
 TOKENS = [1, 2, 7, 8, 9, 12, 13, 16, 17, 25, 64, 130]
@@ -152,6 +156,60 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@needs_native
+@pytest.mark.parametrize(("heads", "groups"), [(8, 2), (24, 1), (3, 3), (26, 2)])
+def test_neighbours_change_no_bit_of_an_attended_token(heads: int, groups: int) -> None:
+    k, v = (normal(40, 8, groups, 64, seed=s).to(BF16) for s in (1, 2))
+    sequences = [(20, 1, [1, 2, 3]), (5, 3, [4]), (300, 1, list(range(1, 39))), (0, 1, [7]),
+                 (0, 12, [9, 8]), (31, 8, [11, 12, 10, 13, 14])]  # fmt: skip
+    step, q = Step.build(sequences, 8, cpu.device), normal(26, heads, 64, seed=3).to(BF16)
+    together, begin = cpu.attend(q, KVCache(k, v), step, 0.25), 0
+    for sequence, end in zip(sequences, step.query_ends, strict=True):
+        alone = Step.build([sequence], 8, cpu.device)
+        got = cpu.attend(q[begin:end], KVCache(k, v), alone, 0.25)
+        assert torch.equal(together[begin:end], got)
+        begin = end
+    exact = reference.attend(q.double(), KVCache(k.double(), v.double()), step, 0.25)
+    plain = reference.attend(q, KVCache(k, v), step, 0.25)
+    assert faults(together, plain, exact) == []
+
+
+@needs_native
+@pytest.mark.parametrize(("experts", "d"), [(64, 96), (13, 37), (8, 16)])
+def test_neighbours_change_no_bit_of_a_routers_score(experts: int, d: int) -> None:
+    library = native.library()
+    assert library is not None
+    x, gate = normal(30, d).to(BF16), normal(experts, d, seed=1)
+    together = native.scores(library, x, gate)
+    assert torch.allclose(together.double(), x.double() @ gate.double().T, rtol=1e-5, atol=1e-5)
+    for i in range(30):
+        assert torch.equal(together[i : i + 1], native.scores(library, x[i : i + 1], gate))
+
+
+@needs_native
+def test_neighbours_change_no_bit_of_the_models_logits(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, small_config(head_dim=32))
+    config = ModelConfig.load(tmp_path)
+    model = Model(config, cpu, Checkpoint(tmp_path, config, dtype=BF16))
+    g = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, config.vocab_size, (9, 20), generator=g)
+
+    def run(rows: list[int]) -> Tensor:
+        """A prefill of 12, one of 3 and 5 single tokens, for the given sequences at once."""
+        caches, out, done = model.allocate(3 * len(rows), 8), [], 0
+        pages = [[3 * i + 2, 3 * i, 3 * i + 1] for i in range(len(rows))]
+        for count in (12, 3, 1, 1, 1, 1, 1):
+            step = Step.build([(done, count, p) for p in pages], 8, cpu.device)
+            hidden = model.forward(ids[rows, done : done + count].flatten(), step, caches)
+            out.append(torch.unflatten(model.logits(hidden), 0, (len(rows), count)))
+            done += count
+        return torch.cat(out, 1)
+
+    together = run(list(range(9)))
+    for row in range(9):
+        assert torch.equal(together[row], run([row])[0])
 
 
 # Layout
