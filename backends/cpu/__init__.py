@@ -162,8 +162,7 @@ def _lay_out(w: Weight, library: CDLL) -> native.Matrices:
     if w.scale is None:
         packed.fill(w.dequantize().view(count, *w.data.shape[-2:]))
     else:
-        for e, one in enumerate(_each(w)):
-            packed[e].fill(one.dequantize().unsqueeze(0))
+        packed.fill_coded(w)
     return packed
 
 

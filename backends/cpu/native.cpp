@@ -109,20 +109,30 @@ void gather(const bf16* x, int64_t r, const Block& b, Row row, bf16* out) {
     }
 }
 
+// w: the rows of this panel alone
 void pack_panel(const bf16* w, Shape s, int64_t panel, bf16* out) {
-    int64_t begin = panel * PANEL, rows = std::min(PANEL, s.n - begin), whole = s.r / 2;
+    int64_t rows = std::min(PANEL, s.n - panel * PANEL), whole = s.r / 2;
     if (rows < PANEL || s.r % 2) std::memset(out, 0, s.panel_size() * sizeof(bf16));
     for (int64_t k0 = 0; k0 < whole; k0 += 16) {
         int64_t k1 = std::min(k0 + 16, whole);
         for (int64_t i = 0; i < rows; ++i) {
-            const bf16* from = w + (begin + i) * s.r;
+            const bf16* from = w + i * s.r;
             for (int64_t k = k0; k < k1; ++k)
                 std::memcpy(out + (k * PANEL + i) * 2, from + 2 * k, 4);
         }
     }
     if (s.r % 2)
         for (int64_t i = 0; i < rows; ++i)
-            out[(whole * PANEL + i) * 2] = w[(begin + i + 1) * s.r - 1];
+            out[(whole * PANEL + i) * 2] = w[(i + 1) * s.r - 1];
+}
+
+void dequantize(const uint8_t* codes, const float* values, float scale, int64_t count, bf16* out) {
+    for (int64_t c = 0; c < count; c += 16) {
+        __mmask16 mask = first(count - c);
+        __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, codes + c));
+        __m512 value = _mm512_i32gather_ps(code, values, 4);
+        store_bf16(out + c, _mm512_mul_ps(value, _mm512_set1_ps(scale)), mask);
+    }
 }
 
 // The rows of all tokens' choices, sorted by expert.
@@ -247,7 +257,31 @@ void pack(const bf16* w, int64_t count, int64_t n, int64_t r, bf16* out, int thr
     int64_t panels = s.panels();
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < count * panels; ++i)
-        pack_panel(w + i / panels * n * r, s, i % panels, out + i * s.panel_size());
+        pack_panel(w + (i / panels * n + i % panels * PANEL) * r, s, i % panels,
+                   out + i * s.panel_size());
+}
+
+// As `pack`, of codes: a weight is values[code] * the scale of its block of `rows` and `columns`,
+// rounded once. scale: (count, ceil(n / rows), ceil(r / columns)).
+void pack_coded(const uint8_t* w, const float* values, const float* scale, int64_t rows,
+                int64_t columns, int64_t count, int64_t n, int64_t r, bf16* out, int threads) {
+    Shape s{n, r};
+    int64_t panels = s.panels(), down = ceil_div(n, rows), across = ceil_div(r, columns);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<bf16> plain(PANEL * r);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < count * panels; ++i) {
+            int64_t e = i / panels, begin = i % panels * PANEL;
+            for (int64_t row = begin; row < std::min(begin + PANEL, n); ++row)
+                for (int64_t b = 0; b < across; ++b)
+                    dequantize(w + (e * n + row) * r + b * columns, values,
+                               scale[(e * down + row / rows) * across + b],
+                               std::min(columns, r - b * columns),
+                               plain.data() + (row - begin) * r + b * columns);
+            pack_panel(plain.data(), s, i % panels, out + i * s.panel_size());
+        }
+    }
 }
 
 // out (t, n) = x (t, r) @ w.T + bias; bias may be null.

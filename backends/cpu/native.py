@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm_portable.ops import KVCache
+from glm_portable.ops import KVCache, Weight
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "packed_size": [Int] * 2,
     "advise": [Pointer, Int],
     "pack": [Pointer, *[Int] * 3, Pointer, ctypes.c_int],
+    "pack_coded": [*[Pointer] * 3, *[Int] * 5, Pointer, ctypes.c_int],
     "linear": [*[Pointer] * 4, *[Int] * 3, ctypes.c_int],
     "experts": [*[Pointer] * 6, *[Int] * 5, ctypes.c_int],
     "scores": [*[Pointer] * 3, *[Int] * 3, ctypes.c_int],
@@ -77,6 +78,19 @@ class Matrices:
         assert w.dtype == torch.bfloat16, f"{w.dtype=}"
         assert w.shape == (self.count, self.n, self.r), f"{w.shape=} {self.n=} {self.r=}"
         self.calls.pack(w.data_ptr(), *w.shape, self.data.data_ptr(), torch.get_num_threads())
+
+    def fill_coded(self, w: Weight) -> None:
+        """Lay FP8 or INT8 weights out here, dequantised panel by panel."""
+        assert w.scale is not None and w.data.itemsize == 1 and w.dtype == torch.bfloat16
+        data, scale = w.data.contiguous(), w.scale.float().contiguous()
+        rows, columns = w.block or (1, self.r)
+        blocks = self.count * -(-self.n // rows) * -(-self.r // columns)
+        assert data.numel() == self.count * self.n * self.r and scale.numel() == blocks
+        values = torch.arange(256, dtype=torch.uint8).view(data.dtype).float()
+        self.calls.pack_coded(
+            data.data_ptr(), values.data_ptr(), scale.data_ptr(), rows, columns,
+            self.count, self.n, self.r, self.data.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
 
     def multiply(self, x_TR: Tensor, bias_N: Tensor | None = None) -> Tensor:
         """x @ w.T + bias, for a single matrix, all BF16: (T, N)."""

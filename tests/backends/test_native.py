@@ -236,9 +236,15 @@ def test_packing_keeps_every_number_and_pads_with_zeros(n: int, r: int) -> None:
 
 
 @needs_native
-def test_quantised_experts_are_dequantised_one_by_one_to_the_same_numbers() -> None:
-    w = quantised(5, 70, 64, dtype=BF16, kind=FP8, block=(32, 16))
-    assert torch.equal(unpacked(cpu.pack(w).packed)[:, :70], w.dequantize())
+@pytest.mark.parametrize("kind", [FP8, torch.int8], ids=str)
+@pytest.mark.parametrize("block", [None, (32, 16), (48, 24), (1, 20)])
+@pytest.mark.parametrize("shape", [(5, 70, 65), (33, 64)])
+def test_quantised_weights_are_packed_as_they_are_dequantised(
+    kind: torch.dtype, block: tuple[int, int] | None, shape: tuple[int, ...]
+) -> None:
+    w = quantised(*shape, dtype=BF16, kind=kind, block=block)
+    found = unpacked(cpu.pack(w).packed)[:, : shape[-2], : shape[-1]]
+    assert torch.equal(found.reshape(shape), w.dequantize())
 
 
 # Where it comes from
