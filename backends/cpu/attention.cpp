@@ -103,7 +103,7 @@ void scores(const bf16* x, const float* gate, float* out, int64_t t, int64_t e, 
             int threads) {
     constexpr int64_t AT_ONCE = 8;
     int64_t pieces = ceil_div(e, AT_ONCE);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(useful(threads, t * e * d)) schedule(static)
     for (int64_t i = 0; i < t * pieces; ++i) {
         int64_t token = i / pieces, from = i % pieces * AT_ONCE;
         int64_t count = std::min(AT_ONCE, e - from);
@@ -131,7 +131,7 @@ void attend(const bf16* q, const bf16* k, const bf16* v, const int32_t* table,
             int64_t slots, int64_t groups, int64_t heads, int64_t c, float scale, int threads) {
     int64_t longest = t ? *std::max_element(lengths, lengths + t) : 0;
     int64_t each = heads / groups, pieces = ceil_div(each, MAX_ROWS);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(useful(threads, t * heads * longest * c))
     {
         std::vector<float> p(longest * std::min(each, MAX_ROWS));
 #pragma omp for schedule(dynamic)

@@ -13,6 +13,9 @@ constexpr int64_t MAX_ROWS = 12;  // 12 rows x 2 vectors of sums leave 8 registe
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Threads for so many products: below some microseconds of work, waiting for one another costs more.
+inline int useful(int threads, int64_t products) { return products < (1 << 17) ? 1 : threads; }
+
 inline __mmask16 first(int64_t count) {
     return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1;
 }

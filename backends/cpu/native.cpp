@@ -255,7 +255,7 @@ void advise(void* p, int64_t bytes) {
 void pack(const bf16* w, int64_t count, int64_t n, int64_t r, bf16* out, int threads) {
     Shape s{n, r};
     int64_t panels = s.panels();
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(useful(threads, count * n * r)) schedule(static)
     for (int64_t i = 0; i < count * panels; ++i)
         pack_panel(w + (i / panels * n + i % panels * PANEL) * r, s, i % panels,
                    out + i * s.panel_size());
@@ -267,7 +267,7 @@ void pack_coded(const uint8_t* w, const float* values, const float* scale, int64
                 int64_t columns, int64_t count, int64_t n, int64_t r, bf16* out, int threads) {
     Shape s{n, r};
     int64_t panels = s.panels(), down = ceil_div(n, rows), across = ceil_div(r, columns);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(useful(threads, count * n * r))
     {
         std::vector<bf16> plain(PANEL * r);
 #pragma omp for schedule(static)
@@ -294,7 +294,7 @@ void linear(const bf16* x, const bf16* w, const bf16* bias, bf16* out, int64_t t
     std::vector<Group> groups = group_by_expert(blocks, width);
     int64_t count = groups.size();
     bf16* gathered = new bf16[t * width];
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(useful(threads, t * n * r))
     {
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < (int64_t)blocks.size(); ++b)
@@ -326,7 +326,7 @@ void experts(const bf16* x, const bf16* gate_up, const bf16* down, const float* 
     int64_t many = groups.size();
     bf16* scratch = new bf16[rows * (wide + narrow + d)];
     bf16 *gathered = scratch, *hidden = gathered + rows * wide, *y = hidden + rows * narrow;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(useful(threads, rows * d * f * 3))
     {
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < (int64_t)blocks.size(); ++b)

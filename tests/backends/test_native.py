@@ -146,7 +146,7 @@ def test_neighbours_change_no_bit_of_a_mixture(t: int, kind: str) -> None:
 
 @needs_native
 def test_the_number_of_threads_changes_no_bit() -> None:
-    x, (weights, chosen) = normal(50, 96).to(BF16), routing(50, 16, 4)
+    x, (weights, chosen) = normal(50, 96).to(BF16), routing(50, 16, 4)  # enough to be shared out
     gate_up, down = map(cpu.pack, mixture(96, 64, 16))
     found, before = [], torch.get_num_threads()
     try:
