@@ -11,7 +11,8 @@ serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
 test: .venv/installed
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q --ignore=tests/interpreter $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/pytest -q tests/interpreter
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
