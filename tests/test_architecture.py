@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "glm_portable"
 
 LAYERS = [
     {"errors"},
-    {"config", "shards", "hub", "pocket", "tasks", "kernels"},
+    {"config", "shards", "hub", "pocket", "tasks"},
     {"ops", "tokenizer"},
+    {"kernels"},
     {"backends", "checkpoint"},
     {"model", "virtual"},
     {"engine", "verify"},
