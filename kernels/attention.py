@@ -267,7 +267,7 @@ def _launch(
         1 if short else SHORT + 1, SHORT if short else tokens,
         GROUP=group, S=slots, C=size, SPLITS=splits if split else 0, QUERIES=short,
         LEAST_SPLIT=LEAST_SPLIT, MOST_SPLITS=MOST_SPLITS,
-        BLOCK_B=triton.next_power_of_2(sequences), BLOCK_M=block_m, BLOCK_N=block_n,
+        BLOCK_B=1 if short else triton.next_power_of_2(sequences), BLOCK_M=block_m, BLOCK_N=block_n,
         options=_options(target, block_m),
     )  # fmt: skip
     if split:

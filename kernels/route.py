@@ -56,8 +56,8 @@ def choose_kernel(
     token = tl.program_id(0)
     group = tl.arange(0, BLOCK_G)[:, None]
     member = tl.arange(0, BLOCK_S)[None, :]
-    expert = group * SIZE + member
     free = (group < GROUPS) & (member < SIZE)
+    expert = tl.where(free, group * SIZE + member, GROUPS * SIZE)
     logits = tl.zeros((BLOCK_G, BLOCK_S), tl.float32)
     for split in range(SPLITS):
         row = (split * T + token).to(tl.int64) * E
