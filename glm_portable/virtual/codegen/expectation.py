@@ -17,7 +17,8 @@ class Expectation:
     valu_per_matrix: the most VALU instructions for each matrix instruction in the hot loop.
     waves: the fewest waves of a SIMD. workgroups: the fewest workgroups of a compute unit.
     dword_loads: the most 4-byte loads in the hot loop (scales and page numbers, not A or B); None
-        for any number. Narrower loads are never expected there.
+        for any number.
+    narrowest: bytes for each lane that a load in the hot loop has at least.
     """
 
     dialects: Set[str] = frozenset()
@@ -25,6 +26,7 @@ class Expectation:
     waves: int = 1
     workgroups: int = 1
     dword_loads: int | None = 0
+    narrowest: int = 4
 
 
 def gate(metrics: Metrics, expectation: Expectation) -> list[str]:
@@ -84,7 +86,7 @@ def _matrix(metrics: Metrics, expected: Expectation) -> list[str]:
 
 def _loads(metrics: Metrics, expected: Expectation) -> list[str]:
     found, loads = [], metrics.loop.loads
-    for width in sorted(w for w in loads if w < 4):
+    for width in sorted(w for w in loads if w < expected.narrowest):
         found.append(
             f"loads {width} byte{'s' * (width > 1)} at a time in its hot loop ({loads[width]} "
             "times): an argument is not known to be divisible by 16, or a layout is wrong"

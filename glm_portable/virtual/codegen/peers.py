@@ -6,8 +6,13 @@ were measured as `amd` and `nvidia` measure ours.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from glm_portable.virtual.codegen.amd import MATRIX_CYCLES
+
+Quantisation = Literal["bf16", "channel", "block", "w8a16"]
+"""Of the weights: none, a scale a channel, a scale a block of 128 x 128 (activations FP8 in both),
+or FP8 that is widened to meet bf16 activations."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Peer:
     engine: str
     configuration: str
     target: str
-    quantisation: str
+    quantisation: Quantisation
     tile: tuple[int, int, int]
     num_warps: int
     registers: int
@@ -46,7 +51,8 @@ def _products(engine: str, target: str, rows: str) -> list[Peer]:
     matrix x count | VALU | instructions, one row a line. None of them spills."""
     found = []
     for line in rows.strip().splitlines():
-        name, quantisation, tile, *rest = (part.strip() for part in line.split("|"))
+        name, kind, tile, *rest = (part.strip() for part in line.split("|"))
+        quantisation: Quantisation = next(q for q in get_args(Quantisation) if q == kind)
         warps, registers, shared, waves, groups, matrix, valu, instructions = rest
         m, n, k = (int(size) for size in tile.split("x"))
         instruction, _, count = matrix.partition(" x ")
