@@ -35,10 +35,11 @@ class MiniFloat:
         fraction = code & ((1 << self.mantissa_bits) - 1)
         exponent = code >> self.mantissa_bits
         significand = fraction + (exponent > 0) * (1 << self.mantissa_bits)
-        return np.ldexp(
+        magnitudes: NDArray[np.float64] = np.ldexp(
             significand.astype(np.float64),
             np.maximum(exponent, 1) - self.bias - self.mantissa_bits,
         )
+        return magnitudes
 
     @cached_property
     def values(self) -> Floats:
@@ -47,13 +48,14 @@ class MiniFloat:
         half[: self.largest_code + 1] = self.magnitudes
         if self.infinity is not None:
             half[self.infinity] = np.inf
-        both = np.concatenate([half, -half])
+        both: Floats = np.concatenate([half, -half])
         if not self.negative_zero:
             both[0x80] = np.nan
         return both
 
     def decode(self, codes: NDArray[Any]) -> Floats:
-        return self.values[codes & 0xFF]
+        values: Floats = self.values[codes & 0xFF]
+        return values
 
     def encode(self, x: Floats, clamp: bool) -> Codes:
         """clamp: a finite value that overflows becomes the largest one, and not infinity or NaN."""
@@ -69,7 +71,8 @@ class MiniFloat:
         code = np.where(overflow, self.nan if self.infinity is None else self.infinity, code)
         code = np.where(np.isnan(x), self.nan, code)
         signed = np.signbit(x) & (self.negative_zero | ((code != 0) & (code != self.nan)))
-        return (code | signed * np.uint32(0x80)).astype(np.uint32)
+        codes: Codes = (code | signed * np.uint32(0x80)).astype(np.uint32)
+        return codes
 
 
 E4M3FN = MiniFloat("e4m3fn", 3, 7, 0x7E, None, 0x7F, True)

@@ -110,5 +110,3 @@ def _undefined(wave: Wave, operand: Operand, registers: tuple[int, ...]) -> int:
     if operand.kind == "vector":
         return wave.undefined_lanes(registers)
     return wave.undefined_lanes((), registers)
-
-

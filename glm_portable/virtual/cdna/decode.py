@@ -3,8 +3,17 @@
 import functools
 from collections.abc import Callable
 
-from glm_portable.virtual.cdna import control, convert, crosslane, ds, mfma, packed, scalar, vector
-from glm_portable.virtual.cdna import vmem
+from glm_portable.virtual.cdna import (
+    control,
+    convert,
+    crosslane,
+    ds,
+    mfma,
+    packed,
+    scalar,
+    vector,
+    vmem,
+)
 from glm_portable.virtual.cdna.chips import Chip, chip_named
 from glm_portable.virtual.cdna.decoded import Context, Decoded, Execute
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction

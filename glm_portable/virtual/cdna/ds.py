@@ -102,7 +102,7 @@ def _bind_write(instruction: Instruction, transfer: Transfer, offsets: list[int]
 def _locate(wave: Wave, address: Operand, offset: int, width: int) -> Addresses:
     """The LDS offsets of the enabled lanes, checked against the allocation."""
     wave.require_defined("LDS address", address.registers)
-    offsets = wave.vectors[address.register].astype(np.int64)[wave.lanes] + offset
+    offsets: Addresses = wave.vectors[address.register].astype(np.int64)[wave.lanes] + offset
     wave.workgroup.lds.check(offsets, width, wave.lanes)
     return offsets
 
@@ -126,8 +126,8 @@ def _mark(wave: Wave, first: int, count: int, lanes: Booleans, undefined: Boolea
 
 
 def _bind_transposed_read(instruction: Instruction, element: int) -> Execute:
-    """DS_READ_B64_TR_B16 / _B8: each lane addresses 8 bytes; within 16 lanes, taken as a matrix
-    with a row for every 8/n... lane group, the elements come back transposed."""
+    """DS_READ_B64_TR_B16 / _B8: the 16 lanes of a row address 8 bytes each, together a matrix of
+    rows of 16 elements, and each lane receives one of its columns."""
     instruction.expect(2)
     target, address = instruction.operands
     offset = instruction.modifiers.integer("offset")
@@ -144,7 +144,7 @@ def _bind_transposed_read(instruction: Instruction, element: int) -> Execute:
             elements = values.reshape(LANES, 8 // element, element)
             moved = np.ascontiguousarray(elements[source, column].reshape(LANES, 8))
             words = moved.view(np.uint32)
-            unknown = to_mask(undefined[source].any(1))
+            unknown = to_mask(np.logical_or.reduce(undefined[source], axis=1))
             for i in range(2):
                 wave.vectors[target.register + i] = words[:, i]
                 wave.undefined[target.register + i] = unknown
@@ -155,8 +155,8 @@ def _bind_transposed_read(instruction: Instruction, element: int) -> Execute:
 
 
 def _transposition(count: int) -> tuple[Vector, Vector]:
-    """For lane l and element r, the lane and the element within it that it receives; each (64,
-    count). Lane l of 16 receives column l: element l % count of the lanes count... apart."""
+    """For each lane and each of its `count` elements, the lane it comes from and the place there;
+    both (64, count)."""
     lane, r = LANE[:, None], np.arange(count)[None, :]
     per_row = 16 // count  # lanes that hold a row of 16 elements
     source = lane // 16 * 16 + per_row * r + lane % 16 // count
@@ -215,7 +215,8 @@ def _swizzle(text: str) -> Vector:
     if mode == "REVERSE":
         return LANE ^ (int(argument) - 1)
     if mode == "QUAD_PERM":
-        return LANE // 4 * 4 + np.array([int(x) for x in argument.split(",")])[LANE % 4]
+        chosen: Vector = np.array([int(x) for x in argument.split(",")])
+        return LANE // 4 * 4 + chosen[LANE % 4]
     if mode == "BROADCAST":
         size, lane = (int(x) for x in argument.split(","))
         return LANE // size * size + lane

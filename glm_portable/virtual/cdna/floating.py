@@ -5,6 +5,7 @@ reciprocals, roots, exponentials and logarithms are numpy's and not the hardware
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ def median(a: Vector, b: Vector, c: Vector) -> Vector:
 
 
 def _is_denormal(x: Vector) -> Vector:
-    return (x != 0) & (np.abs(x) < _SMALLEST_NORMAL)
+    denormal: Vector = (x != 0) & (np.abs(x) < _SMALLEST_NORMAL)
+    return denormal
 
 
 def _exponent(x: Vector) -> Vector:
@@ -54,7 +56,7 @@ def div_scale(value: Vector, denominator: Vector, numerator: Vector) -> tuple[Ve
     ]
     up_if_denominator = np.where(is_denominator, 64, 0)
     up_if_numerator = np.where(value == numerator, 64, 0)
-    powers = [0, up_if_denominator, 64, up_if_denominator, -64, up_if_numerator, 64]
+    powers: list[Any] = [0, up_if_denominator, 64, up_if_denominator, -64, up_if_numerator, 64]
     scaled = np.ldexp(value, np.select(cases, powers, 0)).astype(_F32)
     rescale = np.select(cases, [False, True, False, True, False, True, False], False)
     return np.where(cases[0], _F32(np.nan), scaled), rescale
@@ -82,7 +84,8 @@ def _to_integer(low: int, high: int) -> Callable[[Vector], Vector]:
     """Truncated and clamped; NaN gives 0."""
 
     def convert(x: Vector) -> Vector:
-        return np.clip(np.nan_to_num(np.trunc(x.astype(_F64)), nan=0.0), low, high).astype(np.int64)
+        clipped: Vector = np.clip(np.nan_to_num(np.trunc(x.astype(_F64)), nan=0.0), low, high)
+        return clipped.astype(np.int64)
 
     return convert
 

@@ -33,7 +33,8 @@ def _mul_hi_i32(a: Vector, b: Vector) -> Vector:
 def _extract(x: Words, offset: Words, count: Words) -> Words:
     """(x >> offset[4:0]) & ((1 << count[4:0]) - 1)."""
     mask = (_U32(1) << (count & _U32(31))) - _U32(1)
-    return x >> (offset & _U32(31)) & mask
+    field: Words = x >> (offset & _U32(31)) & mask
+    return field
 
 
 def _extract_signed(x: Words, offset: Words, count: Words) -> Words:
@@ -129,7 +130,7 @@ def truth_table(a: Words, b: Words, c: Words, table: int) -> Words:
 
 OPERATIONS: dict[str, Operation] = {
     "v_mov_b32": Operation(lambda a: a.copy(), "b>u"),
-    "v_mov_b64": Operation(lambda a: a, "U>U"),
+    "v_mov_b64": Operation(lambda a: a, "U>U", upward=True),
     "v_accvgpr_read_b32": Operation(lambda a: a.copy(), "u>u"),
     "v_accvgpr_write_b32": Operation(lambda a: a.copy(), "u>u"),
     "v_accvgpr_mov_b32": Operation(lambda a: a.copy(), "u>u"),
@@ -150,8 +151,8 @@ OPERATIONS: dict[str, Operation] = {
     "v_mul_i32_i24": Operation(lambda a, b: _signed24(a) * _signed24(b), "uu>i"),
     "v_mad_u32_u24": Operation(lambda a, b, c: _low24(a) * _low24(b) + c, "uuu>u"),
     "v_mad_i32_i24": Operation(lambda a, b, c: _signed24(a) * _signed24(b) + c, "uui>i"),
-    "v_mad_u64_u32": Operation(_mad_u64_u32, "uuU>UM"),
-    "v_mad_i64_i32": Operation(_mad_i64_i32, "iiI>IM"),
+    "v_mad_u64_u32": Operation(_mad_u64_u32, "uuU>UM", upward=True),
+    "v_mad_i64_i32": Operation(_mad_i64_i32, "iiI>IM", upward=True),
     "v_add_co_u32": Operation(_add_carry, "uu>uM"),
     "v_addc_co_u32": Operation(_add_with_carry, "uum>uM"),
     "v_sub_co_u32": Operation(lambda a, b: (a - b, a < b), "uu>uM"),
@@ -164,10 +165,12 @@ OPERATIONS: dict[str, Operation] = {
     "v_lshlrev_b32": Operation(lambda n, a: a << _shift_count(n, 32), "uu>u"),
     "v_lshrrev_b32": Operation(lambda n, a: a >> _shift_count(n, 32), "uu>u"),
     "v_ashrrev_i32": Operation(lambda n, a: a >> (n & 31), "ii>i"),
-    "v_lshlrev_b64": Operation(lambda n, a: a << (n & _U32(63)).astype(_U64), "uU>U"),
+    "v_lshlrev_b64": Operation(lambda n, a: a << (n & _U32(63)).astype(_U64), "uU>U", upward=True),
     "v_lshrrev_b64": Operation(lambda n, a: a >> (n & _U32(63)).astype(_U64), "uU>U"),
     "v_ashrrev_i64": Operation(lambda n, a: a >> (n & 63).astype(np.int64), "iI>I"),
-    "v_lshl_add_u64": Operation(lambda a, n, c: (a << (n & _U32(7)).astype(_U64)) + c, "UuU>U"),
+    "v_lshl_add_u64": Operation(
+        lambda a, n, c: (a << (n & _U32(7)).astype(_U64)) + c, "UuU>U", upward=True
+    ),
     "v_lshl_add_u32": Operation(lambda a, n, c: (a << _shift_count(n, 32)) + c, "uuu>u"),
     "v_add_lshl_u32": Operation(lambda a, b, n: a + b << _shift_count(n, 32), "uuu>u"),
     "v_lshl_or_b32": Operation(lambda a, n, c: a << _shift_count(n, 32) | c, "uuu>u"),

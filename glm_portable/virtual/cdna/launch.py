@@ -106,11 +106,11 @@ def _place_tensors(tensors: Sequence[Tensor], memory: GlobalMemory) -> dict[int,
         if tensor.device.type != "cpu":
             raise UsageError(f"a tensor is on {tensor.device}; the simulator takes CPU tensors.")
         by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-    addresses = {}
+    addresses: dict[int, int] = {}
     for views in by_storage.values():
         base = memory.place(_bytes(views[0]), [_span(view) for view in views])
         for view in views:
-            addresses[id(view)] = base + view.storage_offset() * view.element_size()
+            addresses[id(view)] = base + int(view.storage_offset()) * view.element_size()
     return addresses
 
 
@@ -124,8 +124,8 @@ def _bytes(tensor: Tensor) -> Bytes:
 def _span(tensor: Tensor) -> tuple[int, int]:
     """The first and last byte + 1 of a view in its storage."""
     size = tensor.element_size()
-    start = tensor.storage_offset() * size
+    start = int(tensor.storage_offset()) * size
     if tensor.numel() == 0:
         return start, start
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (reach + 1) * size
+    return start, start + (int(reach) + 1) * size

@@ -1,7 +1,8 @@
 """Workgroups: waves set up as the command processor does it, interleaved at random by a seed."""
 
-import numpy as np
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from glm_portable.virtual.cdna.chips import chip_named
 from glm_portable.virtual.cdna.decode import decode_text

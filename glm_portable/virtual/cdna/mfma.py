@@ -4,7 +4,7 @@ A wave multiplies A (M, K) by B (K, N) and adds C (M, N), M = N = 16 or 32. With
 of lanes, group g = lane // M and column c = lane % M:
 
     A[c, k] and B[k, c] for k = g * K/G + i are element i of the lane's packed registers;
-    D[row, c] is result register v, row = 4 * (v % 4 // 4 ...) as `result_row` says.
+    D[row, c] and C[row, c] for row = 4G * (v // 4) + 4g + v % 4 are result register v.
 
 Products and sums are taken in float64 and rounded once. How the hardware rounds inside a sum is
 not documented; for integers there is no difference.
@@ -68,8 +68,7 @@ class Layout:
         return split.transpose(2, 1, 0).reshape(self.m, self.k).astype(np.float64)
 
     def from_registers(self, registers: Vector) -> Vector:
-        """Result registers (M*M/64, 64) -> D (M, M): of each run of 4G rows, group g's lanes hold
-        rows 4g to 4g + 3 in four registers, so that row = 4G * (v // 4) + 4g + v % 4."""
+        """Result registers (M*M/64, 64) -> D (M, M)."""
         split = registers.reshape(-1, 4, self.groups, self.m)
         return split.transpose(0, 2, 1, 3).reshape(self.m, self.m)
 
@@ -211,5 +210,5 @@ def _undefined_vectors(wave: Wave, layout: Layout, operand: Operand) -> NDArray[
     mask = wave.undefined_lanes(tuple(operand.registers)) & ALL
     if not mask:
         return np.zeros(layout.m, np.bool_)
-    vectors: NDArray[np.bool_] = to_booleans(mask).reshape(layout.groups, layout.m).any(0)
-    return vectors
+    lanes = to_booleans(mask).reshape(layout.groups, layout.m)
+    return np.logical_or.reduce(lanes, axis=0)

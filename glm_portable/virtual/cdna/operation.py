@@ -12,12 +12,14 @@ class Operation:
     u, i, f: a register as uint32, int32, float32; b: uint32 that takes float's -x and |x|;
     U, I: a register pair as uint64, int64;
     m: a lane mask, as booleans; M: a lane mask as result. Several results: a tuple.
-    reads_destination: the destination is also the last source.
+    reads_destination: the destination is also the last source. upward: in 64 bits, information
+    moves only towards higher bits, so that the low word does not depend on high words.
     """
 
     function: Callable[..., Any]
     signature: str
     reads_destination: bool = False
+    upward: bool = False
 
     @property
     def sources(self) -> str:

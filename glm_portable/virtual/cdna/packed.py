@@ -2,6 +2,7 @@
 V_PK_MOV_B32 (CDNA3 ISA section 12.10, VOP3P) and V_BITOP3 (CDNA4)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,8 +10,8 @@ from glm_portable.virtual.cdna.decoded import Context, Execute
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction
 from glm_portable.virtual.cdna.floating import fma
 from glm_portable.virtual.cdna.integer import truth_table
-from glm_portable.virtual.cdna.lanes import Vector, Words
-from glm_portable.virtual.cdna.operands import Operand
+from glm_portable.virtual.cdna.lanes import ALL, Vector, Words
+from glm_portable.virtual.cdna.operands import SGPR, Operand
 from glm_portable.virtual.cdna.operation import Operation
 from glm_portable.virtual.cdna.parser import Instruction
 from glm_portable.virtual.cdna.sources import raw
@@ -37,20 +38,36 @@ def bind(instruction: Instruction, _: Context) -> Execute | None:
     return None
 
 
+@dataclass(frozen=True)
+class Part:
+    """A half of a source pair: how to read it, and the register it is in (None: a constant)."""
+
+    read: Callable[[Wave], Words]
+    register: int | None
+
+    def undefined(self, wave: Wave) -> int:
+        if self.register is None or not wave.undefined[self.register]:
+            return 0
+        return wave.undefined[self.register] if self.register < SGPR else ALL
+
+
 def _bind_packed(instruction: Instruction, count: int, function: Callable[..., Vector]) -> Execute:
     """Each half of the result takes the half of each source that op_sel / op_sel_hi name."""
     instruction.expect(count + 1)
     modifiers, sources = instruction.modifiers, instruction.operands[1:]
-    halves = [
-        _half(sources, modifiers.bits(select, count, default), modifiers.bits(negate, count, 0))
+    low, high = (
+        [
+            _part(source, half, sign)
+            for source, half, sign in zip(
+                sources,
+                modifiers.bits(select, count, default),
+                modifiers.bits(negate, count, 0),
+                strict=True,
+            )
+        ]
         for select, negate, default in (("op_sel", "neg_lo", 0), ("op_sel_hi", "neg_hi", 1))
-    ]
-
-    def compute(wave: Wave, half: int) -> Words:
-        values = [read(wave).view(np.float32) for read in halves[half]]
-        return function(*values).view(np.uint32)
-
-    return _write_pair(instruction, compute)
+    )
+    return _write_pair(instruction, low, high, function)
 
 
 def _bind_packed_move(instruction: Instruction) -> Execute:
@@ -58,20 +75,14 @@ def _bind_packed_move(instruction: Instruction) -> Execute:
     instruction.expect(3)
     select = instruction.modifiers.bits("op_sel", 2, 0)
     instruction.modifiers.take("op_sel_hi")
-    reads = [
-        _half((source,), [chosen], [0])[0]
-        for source, chosen in zip(instruction.operands[1:], select, strict=True)
-    ]
-    return _write_pair(instruction, lambda wave, half: reads[half](wave))
+    first, second = (
+        _part(source, half, 0)
+        for source, half in zip(instruction.operands[1:], select, strict=True)
+    )
+    return _write_pair(instruction, [first], [second], lambda a: a.copy())
 
 
-def _half(
-    sources: tuple[Operand, ...], select: list[int], negate: list[int]
-) -> list[Callable[[Wave], Words]]:
-    return [_part(s, half, sign) for s, half, sign in zip(sources, select, negate, strict=True)]
-
-
-def _part(operand: Operand, half: int, negate: int) -> Callable[[Wave], Words]:
+def _part(operand: Operand, half: int, negate: int) -> Part:
     if operand.is_register and operand.count != 2:
         raise UnsupportedInstruction(f"operand {operand.text!r} is not a pair")
     if half and not operand.is_register:
@@ -79,20 +90,26 @@ def _part(operand: Operand, half: int, negate: int) -> Callable[[Wave], Words]:
     if operand.negate or operand.absolute:
         raise UnsupportedInstruction(f"operand {operand.text!r} of a packed instruction")
     read = raw(operand, half)
-    return (lambda wave: read(wave) ^ _SIGN) if negate else read
+    register = operand.register + half if operand.is_register else None
+    return Part((lambda wave: read(wave) ^ _SIGN) if negate else read, register)
 
 
-def _write_pair(instruction: Instruction, compute: Callable[[Wave, int], Words]) -> Execute:
+def _write_pair(
+    instruction: Instruction, low: list[Part], high: list[Part], function: Callable[..., Vector]
+) -> Execute:
     target = instruction.operands[0].register
-    sources = instruction.operands[1:]
-    vectors = tuple(r for s in sources if s.kind == "vector" for r in s.registers)
-    scalars = tuple(r for s in sources if s.kind == "scalar" for r in s.registers)
+
+    def half(wave: Wave, parts: list[Part]) -> tuple[Words, int]:
+        undefined = 0
+        for part in parts:
+            undefined |= part.undefined(wave)
+        values = function(*[part.read(wave).view(np.float32) for part in parts])
+        return values.view(np.uint32), undefined
 
     def execute(wave: Wave) -> None:
-        undefined = wave.undefined_lanes(vectors, scalars)
-        low, high = compute(wave, 0).copy(), compute(wave, 1).copy()
-        wave.write_vector(target, low, undefined)
-        wave.write_vector(target + 1, high, undefined)
+        results = half(wave, low), half(wave, high)
+        for i, (words, undefined) in enumerate(results):
+            wave.write_vector(target + i, words, undefined)
 
     return execute
 

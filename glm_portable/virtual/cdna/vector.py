@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,8 +77,9 @@ def bind_operation(instruction: Instruction, operation: Operation) -> Execute:
         source(operand, letter, forms.source(i) if letter != "m" else None)
         for i, (operand, letter) in enumerate(zip(sources, operation.sources, strict=True))
     ]
+    low = _undefined(operation, _low_words(sources), forms) if operation.upward else None
     writers = [
-        _writer(operand, letter, forms)
+        _writer(operand, letter, forms, low)
         for operand, letter in zip(targets, operation.results, strict=True)
     ]
     undefined_lanes = _undefined(operation, sources, forms)
@@ -110,7 +112,14 @@ def _split(
     return targets, sources
 
 
-def _writer(operand: Operand, letter: str, forms: Forms) -> Write:
+def _low_words(sources: tuple[Operand, ...]) -> tuple[Operand, ...]:
+    return tuple(replace(s, count=1) if s.kind == "vector" else s for s in sources)
+
+
+def _writer(
+    operand: Operand, letter: str, forms: Forms, undefined_low: Callable[[Wave], int] | None
+) -> Write:
+    """undefined_low: where a pair's low word is undefined, if that is not where the pair is."""
     register, count = operand.register, 2 if letter in "UIM" else 1
     kind = "scalar" if letter == "M" else "vector"
     if operand.kind != kind or operand.count != count:
@@ -126,7 +135,8 @@ def _writer(operand: Operand, letter: str, forms: Forms) -> Write:
 
         def write_pair(wave: Wave, values: Vector, undefined: int) -> None:
             words = values.view(np.uint64)
-            wave.write_vector(register, words.astype(np.uint32), undefined)
+            low = undefined_low(wave) if undefined and undefined_low else undefined
+            wave.write_vector(register, words.astype(np.uint32), low)
             high = (words >> np.uint64(32)).astype(np.uint32)
             wave.write_vector(register + 1, high, undefined)
 
@@ -184,5 +194,3 @@ def _undefined_selection(sources: tuple[Operand, ...]) -> Callable[[Wave], int]:
         return unknown
 
     return undefined
-
-
