@@ -20,7 +20,7 @@ from glm_portable.virtual.cdna.faults import (
     UnsupportedInstruction,
     UnwrittenLds,
 )
-from glm_portable.virtual.cdna.launch import execute, launch
+from glm_portable.virtual.cdna.launcher import execute, launch
 from glm_portable.virtual.cdna.machine import Statistics
 
 __all__ = [

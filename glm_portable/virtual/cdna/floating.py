@@ -119,6 +119,8 @@ OPERATIONS: dict[str, Operation] = {
     "v_med3_f32": Operation(median, "fff>f"),
     "v_fma_f32": Operation(fma, "fff>f"),
     "v_fmac_f32": Operation(fma, "fff>f", reads_destination=True),
+    "v_fmamk_f32": Operation(fma, "fff>f"),
+    "v_fmaak_f32": Operation(fma, "fff>f"),
     "v_rcp_f32": Operation(lambda a: _F32(1) / a, "f>f"),
     "v_rcp_iflag_f32": Operation(lambda a: _F32(1) / a, "f>f"),
     "v_rsq_f32": Operation(lambda a: (1 / np.sqrt(a.astype(_F64))).astype(_F32), "f>f"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction
 from glm_portable.virtual.cdna.lanes import ALL, LANE, Booleans, Vector, Words, to_booleans, to_mask
+from glm_portable.virtual.cdna.operation import Operation
 from glm_portable.virtual.cdna.parser import Instruction, Modifiers
 from glm_portable.virtual.cdna.state import Wave
 
@@ -32,7 +33,7 @@ class Forms:
     """No SDWA and no DPP: sources and destination as they are."""
 
     def __init__(self, modifiers: Modifiers) -> None:
-        self._clamp = modifiers.flag("clamp")
+        self.clamp = modifiers.flag("clamp")
         self._scale = modifiers.integer("mul", 1) / modifiers.integer("div", 1)
 
     def source(self, index: int) -> Transform | None:
@@ -46,13 +47,14 @@ class Forms:
         """Where the first source is undefined once moved, of where it is before."""
         return lanes
 
-    def result(self, letters: str) -> Callable[[Vector], Vector]:
+    def result(self, operation: Operation) -> Callable[[Vector], Vector]:
         """The output modifiers mul:2, mul:4, div:2 and clamp (to [0, 1], NaN to 0)."""
-        if not self._clamp and self._scale == 1:
+        clamp = self.clamp and operation.clamped is None
+        if not clamp and self._scale == 1:
             return lambda values: values
-        if letters != "f":
+        if operation.results != "f":
             raise UnsupportedInstruction("an output modifier on an integer")
-        scale, clamp = np.float32(self._scale), self._clamp
+        scale = np.float32(self._scale)
 
         def finish(values: Vector) -> Vector:
             scaled = values * scale

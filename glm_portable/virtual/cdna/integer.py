@@ -70,6 +70,14 @@ def _align_bytes(a: Words, b: Words, shift: Words) -> Words:
     return (wide >> (_U32(8) * (shift & _U32(3))).astype(_U64)).astype(_U32)
 
 
+def _add_saturating(a: Words, b: Words) -> Words:
+    return np.where(a + b < a, _U32(0xFFFFFFFF), a + b)
+
+
+def _sub_saturating(a: Words, b: Words) -> Words:
+    return np.where(a < b, _U32(0), a - b)
+
+
 def _median(a: Vector, b: Vector, c: Vector) -> Vector:
     return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
 
@@ -139,9 +147,11 @@ OPERATIONS: dict[str, Operation] = {
     "v_ffbh_u32": Operation(_find_high, "u>u"),
     "v_ffbl_b32": Operation(_find_low, "u>u"),
     "v_bcnt_u32_b32": Operation(lambda a, b: np.bitwise_count(a).astype(_U32) + b, "uu>u"),
-    "v_add_u32": Operation(lambda a, b: a + b, "uu>u"),
-    "v_sub_u32": Operation(lambda a, b: a - b, "uu>u"),
-    "v_subrev_u32": Operation(lambda a, b: b - a, "uu>u"),
+    "v_add_u32": Operation(lambda a, b: a + b, "uu>u", clamped=_add_saturating),
+    "v_sub_u32": Operation(lambda a, b: a - b, "uu>u", clamped=_sub_saturating),
+    "v_subrev_u32": Operation(
+        lambda a, b: b - a, "uu>u", clamped=lambda a, b: _sub_saturating(b, a)
+    ),
     "v_add_i32": Operation(lambda a, b: a + b, "uu>u"),
     "v_sub_i32": Operation(lambda a, b: a - b, "uu>u"),
     "v_mul_lo_u32": Operation(lambda a, b: a * b, "uu>u"),

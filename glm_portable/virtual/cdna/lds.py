@@ -1,6 +1,6 @@
 """A workgroup's LDS: its bytes, which of them are written, and who touched each in which epoch.
 
-An access of one wave that begins in epoch b (barriers passed when it is issued) and ends in epoch e
+An access of one wave that begins in epoch b (one plus the barriers passed when it is issued) and ends in epoch e
 (when a wait lands it) races with every access of another wave to the same byte, one of the two
 writing, that ended in epoch b or later: no barrier orders them.
 """
@@ -75,7 +75,7 @@ class LocalMemory:
     def _refuse_races(
         self, what: str, offsets: Addresses, records: NDArray[np.int32], wave: int, began: int
     ) -> None:
-        races = (records >= began * _EPOCH) & (records % _EPOCH != wave + 1) & (records > 0)
+        races = (records >= began * _EPOCH) & (records % _EPOCH != wave + 1)
         if races.any():
             row, column = (int(i) for i in np.argwhere(races)[0])
             other = int(records[row, column]) % _EPOCH - 1

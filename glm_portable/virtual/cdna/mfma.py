@@ -211,4 +211,5 @@ def _undefined_vectors(wave: Wave, layout: Layout, operand: Operand) -> NDArray[
     if not mask:
         return np.zeros(layout.m, np.bool_)
     lanes = to_booleans(mask).reshape(layout.groups, layout.m)
-    return np.logical_or.reduce(lanes, axis=0)
+    vectors: NDArray[np.bool_] = np.logical_or.reduce(lanes, axis=0)
+    return vectors

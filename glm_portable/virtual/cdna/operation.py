@@ -13,13 +13,14 @@ class Operation:
     U, I: a register pair as uint64, int64;
     m: a lane mask, as booleans; M: a lane mask as result. Several results: a tuple.
     reads_destination: the destination is also the last source. upward: in 64 bits, information
-    moves only towards higher bits, so that the low word does not depend on high words.
+    moves only towards higher bits, so that the low word does not depend on high words. clamped: the function under the modifier clamp.
     """
 
     function: Callable[..., Any]
     signature: str
     reads_destination: bool = False
     upward: bool = False
+    clamped: Callable[..., Any] | None = None
 
     @property
     def sources(self) -> str:

@@ -36,12 +36,12 @@ class Pending:
 
 @dataclass
 class Workgroup:
-    """What the waves of a workgroup share. epoch: barriers passed."""
+    """What the waves of a workgroup share. epoch: barriers passed, plus one."""
 
     index: tuple[int, int, int]
     memory: GlobalMemory
     lds: LocalMemory
-    epoch: int = 0
+    epoch: int = 1
 
 
 @dataclass(eq=False)

@@ -84,7 +84,9 @@ def bind_operation(instruction: Instruction, operation: Operation) -> Execute:
     ]
     undefined_lanes = _undefined(operation, sources, forms)
     function, single = operation.function, len(writers) == 1
-    finish = forms.result(operation.results)
+    finish = forms.result(operation)
+    if forms.clamp and operation.clamped is not None:
+        function = operation.clamped
 
     def execute(wave: Wave) -> None:
         results = function(*[read(wave) for read in readers])
