@@ -29,7 +29,7 @@ def model_options(command: F) -> F:
     for decorate in reversed(
         [
             click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL"),
-            option("--backend", default="auto", help="auto, cpu, or reference (plain PyTorch)."),
+            option("--backend", default="auto", help="auto, cpu, cuda, rocm or reference."),
             option("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32."),
             option("--revision", help="Branch, tag or commit, for a MODEL on a hub."),
             option("--chat-template", type=file_path, help="Jinja file instead of the model's."),

@@ -22,6 +22,7 @@ from glm_portable import hub, ops, pocket
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.engine.engine import Engine, EngineFailure, EngineLimits, default_limits
+from glm_portable.engine.limits import MEMORY_FRACTION
 from glm_portable.engine.types import Delta, FinishReason, SamplingParams
 from glm_portable.errors import UsageError
 from glm_portable.model import Model, Trace
@@ -189,7 +190,13 @@ class GLM:
         max_num_batched_tokens: int | None = None,
         memory_bytes: int | None = None,
     ) -> EngineLimits:
-        """Engine limits for this model and machine, where not given. Raises UsageError."""
+        """Engine limits for this model and machine, where not given. Raises UsageError.
+
+        memory_bytes: of the KV cache; None is half of the device's free memory.
+        """
+        device = self.model.ops.device
+        if memory_bytes is None and device.type != "cpu":
+            memory_bytes = int(torch.accelerator.get_memory_info(device)[0] * MEMORY_FRACTION)
         return default_limits(
             self.model.config,
             self.model.dtype.itemsize,

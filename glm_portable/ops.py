@@ -1,8 +1,9 @@
 """The dispatch interface: everything a chip must provide to run GLM-4.5.
 
-A backend is a module in `glm_portable/backends/` with the functions of `Ops`. The meaning of each
-is the body of the same name in `backends/reference.py`; a backend that has nothing better for an
-op imports it from there, where a reader can see it.
+A backend is a module in `glm_portable/backends/` with the functions of `Ops`; one that must find
+its device first has a function `connect` instead, which returns an object with them. The meaning of
+each is the body of the same name in `backends/reference.py`; a backend that has nothing better for
+an op imports it from there, where a reader can see it.
 
 Shape letters, used as suffixes of tensor names:
 
@@ -18,6 +19,7 @@ import math
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -218,7 +220,8 @@ class Ops(Protocol):
 def names() -> list[str]:
     """The backends this installation has."""
     package = importlib.import_module("glm_portable.backends")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    found = (m.name for m in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def load(name: str) -> Ops:
@@ -226,7 +229,18 @@ def load(name: str) -> Ops:
     name = detect() if name == "auto" else name
     if name not in names():
         raise UsageError(f"backend {name!r} is not one of auto, {', '.join(names())}.")
-    return cast(Ops, importlib.import_module(f"glm_portable.backends.{name}"))
+    module = module_of(name)
+    return cast(Ops, module.connect() if hasattr(module, "connect") else module)
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a backend, whether its device is here or not."""
+    try:
+        return importlib.import_module(f"glm_portable.backends.{name}")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"backend {name!r} needs the Python package {error.name!r}: install it with pip."
+        ) from None
 
 
 def detect() -> str:

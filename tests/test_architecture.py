@@ -13,8 +13,9 @@ LAYERS = [
     {"errors"},
     {"config", "shards", "hub", "pocket", "tasks"},
     {"ops", "tokenizer"},
+    {"kernels"},
     {"backends", "checkpoint"},
-    {"model"},
+    {"model", "virtual"},
     {"engine", "verify"},
     {"serve"},
     {"glm", "evaluate"},
@@ -27,13 +28,15 @@ LAYERS = [
 NOT_FROM_MODEL = {"backends"}  # the model is handed its backend, so that two run side by side
 VENDOR = re.compile(r"\b(cuda|rocm|hip|ascend|npu|triton)\b", re.IGNORECASE)
 MAY_NAME_VENDORS = {"ops.py", "cli.py"}  # detection, and the help text of --backend
+VENDOR_MODULES = {"backends", "kernels", "virtual"}
 
 
 def sources() -> Iterator[tuple[str, Path]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         yield path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path
-    for path in sorted((PACKAGE / "backends").glob("*.py")):
-        yield "backends", path
+    for linked in ("backends", "kernels"):
+        for path in sorted((PACKAGE / linked).glob("*.py")):
+            yield linked, path
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -75,7 +78,7 @@ def test_every_module_has_a_layer() -> None:
 
 def test_no_vendor_is_named_outside_its_backend() -> None:
     for module, path in sources():
-        if module == "backends" or path.name in MAY_NAME_VENDORS:
+        if module in VENDOR_MODULES or path.name in MAY_NAME_VENDORS:
             continue
         code = ast.unparse(_without_docstrings(ast.parse(path.read_text(encoding="utf-8"))))
         assert not VENDOR.search(code), f"{path} names {VENDOR.search(code)}"

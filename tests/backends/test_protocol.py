@@ -40,10 +40,28 @@ def test_the_protocol_lists_the_ops() -> None:
 
 @pytest.mark.parametrize("name", ops.names())
 def test_a_backend_has_the_ops_of_the_protocol(name: str) -> None:
+    module = ops.module_of(name)
+    if hasattr(module, "connect"):  # its device need not be here: look at what it would return
+        assert differences(typing.get_type_hints(module.connect)["return"]) == []
+        return
     backend = ops.load(name)
     assert differences(backend) == []
     assert backend.name == name
     assert isinstance(backend.device, torch.device)
+
+
+def test_shared_modules_are_no_backends() -> None:
+    assert {"cpu", "cuda", "reference", "rocm"} <= set(ops.names())
+    assert not [name for name in ops.names() if name.startswith("_")]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'triton'", name="triton")
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(UsageError, match="backend 'rocm' needs the Python package 'triton'"):
+        ops.module_of("rocm")
 
 
 def _renamed(x_T2F_: Tensor) -> Tensor:

@@ -1,0 +1,248 @@
+"""What CUDA and ROCm share: every op, from torch's vendor libraries and from `kernels/`.
+
+| op | by |
+|---|---|
+| linear, plain weights | torch: cuBLASLt, hipBLASLt |
+| linear, FP8 per channel with FP8 activations | torch._scaled_mm with row-wise scales, bf16 |
+| linear, other FP8 (blocks, bf16 activations, odd widths) | kernels/grouped_gemm.py |
+| experts, attention, router, norm, rope, silu, store | kernels/ |
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glm_portable.backends.reference import quantize_per_token
+from glm_portable.config import ModelConfig
+from glm_portable.errors import UsageError
+from glm_portable.kernels import attention, norm, rope, route, silu, store, tiles
+from glm_portable.kernels.align import align
+from glm_portable.kernels.grouped_gemm import Matrices, combine, gemm, grouped_gemm
+from glm_portable.kernels.launch import Launch
+from glm_portable.kernels.quantize import quantize
+from glm_portable.kernels.target import FNUZ, OCP, Target
+from glm_portable.kernels.tiles import Tile
+from glm_portable.ops import KVCache, Step, Weight
+
+NARROWEST_STEP = 32
+"""What a matrix instruction for FP8 takes along K at least; narrower blocks are dequantised."""
+VENDOR_ALIGNMENT = 16
+"""torch._scaled_mm takes widths that are a multiple of it."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """matrices: (E, N, K), E = 1 for a linear layer. activations: what they are rounded to."""
+
+    matrices: Matrices
+    activations: torch.dtype | None
+
+
+class GpuOps:
+    """`ops.Ops` on one kind of GPU.
+
+    device: where the tensors are. target: the architecture the kernels are for. launch: starts
+    them; a simulator's launch, with tensors on the host, runs the same code without the chip.
+    """
+
+    def __init__(self, name: str, device: torch.device, target: Target, launch: Launch) -> None:
+        self.name, self.device, self.target, self.launch = name, device, target, launch
+
+    def pack(self, w: Weight) -> Weight:
+        """FP8 in the chip's dialect; INT8 and blocks too narrow for it in the model's type.
+
+        Raises UsageError for NaN codes, which only a damaged file has.
+        """
+        if w.scale is None:
+            return self._packed(w, w.data, None, None, None)
+        kind = w.data.dtype if w.dynamic_activations else None
+        if w.data.dtype != OCP or not _kernels_take(w):
+            plain = w.dequantize()
+            return self._packed(w, plain, None, None, kind if kind == torch.int8 else None)
+        data, scale = to_dialect(w.data, w.scale.float(), self.target.fp8)
+        activations = None if kind is None else self.target.fp8
+        return self._packed(w, data, scale, w.block, activations)
+
+    def linear(self, x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Tensor:
+        """x @ w.T + bias."""
+        packed = self._unpack(w)
+        b, kind = packed.matrices, packed.activations
+        if b.scale is None:
+            x = x_TR if kind is None else quantize_per_token(x_TR, kind)
+            return F.linear(x, b.data[0], bias_N)
+        x, x_scale = self._activations(x_TR, kind)
+        n, k = b.data.shape[1:]
+        aligned = n % VENDOR_ALIGNMENT == k % VENDOR_ALIGNMENT == 0
+        if x_scale is not None and b.block is None and aligned and w.dtype == torch.bfloat16:
+            return torch._scaled_mm(
+                x, b.data[0].T, scale_a=x_scale, scale_b=b.scale[0].T, bias=bias_N,
+                out_dtype=w.dtype,
+            )  # fmt: skip
+        tile = self._tile(b, len(x_TR), 1)
+        return gemm(self.launch, x, x_scale, b, tile, w.dtype, bias_N)
+
+    def rms_norm(
+        self, x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(the RMS norm of x + residual, x + residual)."""
+        return norm.rms_norm(self.launch, x_TD, w_D, eps, residual_TD)
+
+    def silu_mul(self, x_T2F: Tensor) -> Tensor:
+        """silu(first half) * second half."""
+        return silu.silu_mul(self.launch, x_T2F)
+
+    def rope(
+        self,
+        q_THC: Tensor,
+        k_TGC: Tensor,
+        cos_TC: Tensor,
+        sin_TC: Tensor,
+        q_norm_C: Tensor | None = None,
+        k_norm_C: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Norm and rotation in one pass over the heads."""
+        return rope.rope(self.launch, q_THC, k_TGC, cos_TC, sin_TC, q_norm_C, k_norm_C, eps)
+
+    def store(self, k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
+        """Into the pages, in their type."""
+        self._check_dialect(cache.k_PSGC.dtype)
+        store.store(self.launch, k_TGC, v_TGC, cache.k_PSGC, cache.v_PSGC, step.slots_T)
+
+    def attend(self, q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
+        """Causal grouped-query attention over the pages."""
+        self._check_dialect(cache.k_PSGC.dtype)
+        pages = attention.Cache(cache.k_PSGC, cache.v_PSGC)
+        return attention.attend(self.launch, self.target, q_THC, pages, step, scale)
+
+    def route(
+        self, x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig
+    ) -> tuple[Tensor, Tensor]:
+        """In float32 throughout."""
+        return route.route(self.launch, x_TD, gate_ED, bias_E, cfg)
+
+    def experts(
+        self,
+        x_TD: Tensor,
+        gate_up_E2FD: Weight,
+        down_EDF: Weight,
+        weights_TK: Tensor,
+        experts_TK: Tensor,
+    ) -> Tensor:
+        """Two grouped products around the gate, and a sum over each token's experts."""
+        tokens, k = experts_TK.shape
+        gate_up, down = self._unpack(gate_up_E2FD), self._unpack(down_EDF)
+        tile = self._tile(gate_up.matrices, tokens, k)
+        down_tile = replace(self._tile(down.matrices, tokens, k), block_m=tile.block_m)
+        count = len(gate_up.matrices.data)
+        alignment = align(self.launch, experts_TK.contiguous(), count, tile.block_m)
+        x, x_scale = self._activations(x_TD, gate_up.activations)
+        both = grouped_gemm(
+            self.launch, x, x_scale, gate_up.matrices, alignment, tile, x_TD.dtype, tokens * k
+        )
+        hidden, hidden_scale = self._gated(both, down.activations)
+        routing = weights_TK.to(torch.float32).flatten()
+        parts = grouped_gemm(
+            self.launch, hidden, hidden_scale, down.matrices, alignment, down_tile, x_TD.dtype,
+            tokens * k, routing,
+        )  # fmt: skip
+        return combine(self.launch, parts, k)
+
+    def _packed(
+        self,
+        w: Weight,
+        data: Tensor,
+        scale: Tensor | None,
+        block: tuple[int, int] | None,
+        activations: torch.dtype | None,
+    ) -> Weight:
+        data = data.contiguous()
+        stacked = data if data.dim() == 3 else data.unsqueeze(0)
+        scales = None if scale is None else scale.reshape(len(stacked), -1, scale.shape[-1])
+        packed = Packed(
+            Matrices(stacked, None if scales is None else scales.contiguous(), block), activations
+        )
+        return replace(w, data=data, scale=scale, block=block, packed=packed)
+
+    def _unpack(self, w: Weight) -> Packed:
+        assert isinstance(w.packed, Packed), "the weight was not packed by this backend"
+        self._check_dialect(w.packed.matrices.data.dtype)
+        return w.packed
+
+    def _activations(self, x_TR: Tensor, kind: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+        """(x as the product takes it, its scales): FP8 codes, or rounded to INT8's grid."""
+        if kind is None:
+            return x_TR, None
+        if kind == torch.int8:
+            return quantize_per_token(x_TR, kind), None
+        return quantize(self.launch, self.target, x_TR)
+
+    def _gated(self, x_T2F: Tensor, kind: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+        """The gate, and with it the rounding for the next product."""
+        if kind == self.target.fp8:
+            return silu.silu_mul_quantize(self.launch, self.target, x_T2F)
+        return self._activations(silu.silu_mul(self.launch, x_T2F), kind)
+
+    def _tile(self, b: Matrices, tokens: int, chosen: int) -> Tile:
+        """From the table or the rule, with steps that do not cross a block of scales."""
+        count, n, k = b.data.shape
+        tile = tiles.choose(self.target, count, n, k, b.data.dtype, tokens, chosen)
+        if b.block is None:
+            return tile
+        return replace(tile, block_k=math.gcd(tile.block_k, b.block[1]))
+
+    def _check_dialect(self, dtype: torch.dtype) -> None:
+        """The other dialect would be emulated, silently and many times as slowly."""
+        if dtype in (OCP, FNUZ) and dtype != self.target.fp8:
+            raise UsageError(
+                f"{dtype} on {self.target.arch}: this chip computes with {self.target.fp8}, and "
+                "would emulate the other FP8 slowly; give it weights packed by this backend and "
+                f"a KV cache of bfloat16 or {self.target.fp8}."
+            )
+
+
+def to_dialect(data: Tensor, scale: Tensor, dialect: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(data, scale) of OCP e4m3 in another dialect, with the same products, exactly.
+
+    FNUZ has a bias of 8 where OCP has 7: every code means half as much, and the scale doubles.
+    OCP's -0 is FNUZ's NaN and becomes 0. OCP's NaN codes (0x7f, 0xff) would turn into numbers:
+    UsageError.
+    """
+    codes = data.view(torch.uint8)
+    if ((codes & 0x7F) == 0x7F).any():
+        raise UsageError(
+            "an FP8 weight holds NaN codes (0x7f or 0xff); the file is damaged, download it again."
+        )
+    if dialect == OCP:
+        return data, scale
+    return codes.masked_fill(codes == 0x80, 0).view(FNUZ), scale * 2
+
+
+def _kernels_take(w: Weight) -> bool:
+    return w.block is None or (w.block[0] > 1 and w.block[1] % NARROWEST_STEP == 0)
+
+
+def check_torch(
+    backend: str, found: dict[str, str | None], is_available: Callable[[], bool]
+) -> None:
+    """Raise UsageError unless this torch is built for the backend and sees a GPU.
+
+    found: the version of each vendor's runtime that torch was built for, or None.
+    """
+    if found[backend] is None:
+        other = next((name for name, version in found.items() if version), None)
+        built = f"for {other.upper()}" if other else "for the CPU alone"
+        instead = f"--backend {other}" if other else "--backend cpu"
+        raise UsageError(
+            f"backend {backend!r} needs a PyTorch built for {backend.upper()}, and this one "
+            f"({torch.__version__}) is built {built}; install that one, or use {instead}."
+        )
+    if not is_available():
+        raise UsageError(
+            f"backend {backend!r}: torch sees no GPU; check the driver and the device permissions, "
+            "or use --backend cpu."
+        )

@@ -1,0 +1,51 @@
+"""What the kernels must know of a chip: its architecture and its dialect of FP8."""
+
+from dataclasses import dataclass
+
+import torch
+
+from glm_portable.errors import UsageError
+
+OCP, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
+
+
+@dataclass(frozen=True)
+class Target:
+    """An architecture in its vendor's spelling: gfx942, gfx950, sm_90, sm_100.
+
+    Raises UsageError for one without matrix instructions for FP8.
+    """
+
+    arch: str
+
+    def __post_init__(self) -> None:
+        if self.is_amd and self.arch not in ("gfx942", "gfx950"):
+            raise UsageError(
+                f"architecture {self.arch!r} is not supported; use an MI300 (gfx942) or an "
+                "MI350 (gfx950)."
+            )
+        if not self.is_amd and not (self._capability or 0) >= 90:
+            raise UsageError(
+                f"architecture {self.arch!r} is not supported; use compute capability 9.0 (sm_90, "
+                "Hopper) or newer."
+            )
+
+    @property
+    def is_amd(self) -> bool:
+        return self.arch.startswith("gfx")
+
+    @property
+    def _capability(self) -> int | None:
+        digits = self.arch.removeprefix("sm_")
+        return int(digits) if self.arch.startswith("sm_") and digits.isdecimal() else None
+
+    @property
+    def fp8(self) -> torch.dtype:
+        """The e4m3 that the chip multiplies: FNUZ on gfx942 (CDNA 3 ISA), OCP on all others."""
+        return FNUZ if self.arch == "gfx942" else OCP
+
+    @property
+    def fp8_top(self) -> float:
+        """Where activations are scaled to. On FNUZ 224 = 448 / 2 and not its largest value, 240:
+        so every activation gets the code that OCP gives it, and only the scale doubles."""
+        return 224.0 if self.fp8 == FNUZ else 448.0
