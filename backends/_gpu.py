@@ -111,13 +111,12 @@ class GpuOps:
     def store(self, k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
         """Into the pages, in their type."""
         self._check_dialect(cache.k_PSGC.dtype)
-        store.store(self.launch, k_TGC, v_TGC, cache.k_PSGC, cache.v_PSGC, step.slots_T)
+        store.store(self.launch, k_TGC, v_TGC, cache, step.slots_T)
 
     def attend(self, q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
         """Causal grouped-query attention over the pages."""
         self._check_dialect(cache.k_PSGC.dtype)
-        pages = attention.Cache(cache.k_PSGC, cache.v_PSGC)
-        return attention.attend(self.launch, self.target, q_THC, pages, step, scale)
+        return attention.attend(self.launch, self.target, q_THC, cache, step, scale)
 
     def route(
         self, x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig

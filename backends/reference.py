@@ -70,8 +70,14 @@ def rope(
 
 def store(k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
     """Slot number = page * slots per page + offset, so the pages flatten to one row of slots."""
-    cache.k_PSGC.flatten(0, 1)[step.slots_T] = k_TGC.to(cache.k_PSGC.dtype)
-    cache.v_PSGC.flatten(0, 1)[step.slots_T] = v_TGC.to(cache.v_PSGC.dtype)
+    for x_TGC, pages, unit in (
+        (k_TGC, cache.k_PSGC, cache.k_scale),
+        (v_TGC, cache.v_PSGC, cache.v_scale),
+    ):
+        if pages.dtype.itemsize == 1:
+            top = torch.finfo(pages.dtype).max
+            x_TGC = (_wide(x_TGC) / unit).clamp(-top, top)
+        pages.flatten(0, 1)[step.slots_T] = x_TGC.to(pages.dtype)
 
 
 def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
@@ -79,14 +85,15 @@ def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
     out = torch.empty_like(q_THC)
     begin = 0
     for b, (end, length) in enumerate(zip(step.query_ends, step.kv_lengths, strict=True)):
-        k_LGC, v_LGC = (_gather(pages, step, b, length) for pages in (cache.k_PSGC, cache.v_PSGC))
+        k_LGC = _gather(cache.k_PSGC, step, b, length, cache.k_scale, q_THC.dtype)
+        v_LGC = _gather(cache.v_PSGC, step, b, length, cache.v_scale, q_THC.dtype)
         q = q_THC[begin:end]
         q = q.reshape(len(q), k_LGC.shape[1], -1, q.shape[-1])  # (T, G, H / G, C)
-        scores = torch.einsum("tgmc,lgc->gmtl", q, k_LGC.to(q.dtype)) * scale
+        scores = torch.einsum("tgmc,lgc->gmtl", q, k_LGC) * scale
         query = torch.arange(length - (end - begin), length).unsqueeze(1)
         scores = scores.masked_fill(torch.arange(length) > query, float("-inf"))
         p = _wide(scores).softmax(-1).to(q.dtype)
-        out[begin:end] = torch.einsum("gmtl,lgc->tgmc", p, v_LGC.to(q.dtype)).flatten(1, 2)
+        out[begin:end] = torch.einsum("gmtl,lgc->tgmc", p, v_LGC).flatten(1, 2)
         begin = end
     return out
 
@@ -148,11 +155,14 @@ def _rotate(x_TMC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     return torch.cat([turned * cos + torch.cat([-high, low], dim=-1) * sin, kept], dim=-1)
 
 
-def _gather(pages_PSGC: Tensor, step: Step, b: int, length: int) -> Tensor:
-    """The first `length` cached rows of sequence b: (length, G, C)."""
+def _gather(
+    pages_PSGC: Tensor, step: Step, b: int, length: int, scale: float, dtype: torch.dtype
+) -> Tensor:
+    """The first `length` cached rows of sequence b times their scale: (length, G, C)."""
     size = pages_PSGC.shape[1]
     pages = step.block_table_BP[b, : -(-length // size)]
-    return pages_PSGC[pages.long()].flatten(0, 1)[:length]
+    rows = pages_PSGC[pages.long()].flatten(0, 1)[:length].to(dtype)
+    return rows if scale == 1 else (_wide(rows) * scale).to(dtype)
 
 
 def _first_largest(x: Tensor, k: int) -> Tensor:

@@ -69,10 +69,16 @@ class Weight:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of one layer in pages of S slots; slot number = page * S + offset."""
+    """Keys and values of one layer in pages of S slots; slot number = page * S + offset.
+
+    k_scale and v_scale: each number in the pages stands for itself times its scale. They serve
+    FP8 pages; `store` divides by them and keeps what is too large at the largest FP8.
+    """
 
     k_PSGC: Tensor
     v_PSGC: Tensor
+    k_scale: float = 1.0
+    v_scale: float = 1.0
 
     @classmethod
     def allocate(

@@ -9,8 +9,6 @@ Where a sequence is cut depends on its own length alone: its result has the same
 runs in the step. Grids follow from shapes and from the host's copy of the lengths.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from glm_portable.kernels.launch import Launch
 from glm_portable.kernels.target import Target
-from glm_portable.ops import Step
+from glm_portable.ops import KVCache, Step
 
 SHORT = 8
 """Queries of a sequence up to which its keys are split: decode, and verification of drafts."""
@@ -26,16 +24,6 @@ LEAST_SPLIT = 256
 """Keys in a split at least, and a multiple of every block of keys."""
 MOST_SPLITS = 32
 LOG2_E = 1.4426950408889634
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Pages of keys and values (P, S, G, C), each number times its scale."""
-
-    k_PSGC: Tensor
-    v_PSGC: Tensor
-    k_scale: float = 1.0
-    v_scale: float = 1.0
 
 
 @triton.jit
@@ -205,7 +193,7 @@ def merge_kernel(
 
 
 def attend(
-    launch: Launch, target: Target, q_THC: Tensor, cache: Cache, step: Step, scale: float
+    launch: Launch, target: Target, q_THC: Tensor, cache: KVCache, step: Step, scale: float
 ) -> Tensor:
     """softmax(q k^T * scale + causal mask) v in q's type, contiguous (T, H, C).
 
@@ -233,7 +221,7 @@ def _launch(
     launch: Launch,
     target: Target,
     q_THC: Tensor,
-    cache: Cache,
+    cache: KVCache,
     step: Step,
     scale: float,
     out: Tensor,

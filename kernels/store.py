@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glm_portable.kernels.launch import Launch
+from glm_portable.ops import KVCache
 
 
 @triton.jit
@@ -32,11 +33,8 @@ def store(
     launch: Launch,
     k_TGC: Tensor,
     v_TGC: Tensor,
-    k_PSGC: Tensor,
-    v_PSGC: Tensor,
+    cache: KVCache,
     slots_T: Tensor,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
 ) -> None:
     """Write each token's key and value, divided by their scales where the pages are FP8.
 
@@ -45,6 +43,7 @@ def store(
     """
     tokens, groups, size = k_TGC.shape
     assert k_TGC.stride()[1:] == v_TGC.stride()[1:] == (size, 1), f"{k_TGC.stride()=}"
+    k_PSGC, v_PSGC = cache.k_PSGC, cache.v_PSGC
     assert k_PSGC.is_contiguous() and v_PSGC.is_contiguous()
     fp8 = k_PSGC.dtype.itemsize == 1
     width = groups * size
@@ -52,6 +51,6 @@ def store(
         store_kernel,
         (tokens,),
         k_TGC, v_TGC, k_PSGC, v_PSGC, slots_T, k_TGC.stride(0), v_TGC.stride(0),
-        k_scale, v_scale, width, TOP=torch.finfo(k_PSGC.dtype).max if fp8 else 0.0,
+        cache.k_scale, cache.v_scale, width, TOP=torch.finfo(k_PSGC.dtype).max if fp8 else 0.0,
         BLOCK=triton.next_power_of_2(width), options={"num_warps": 4},
     )  # fmt: skip

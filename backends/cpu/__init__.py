@@ -84,6 +84,9 @@ def route(x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tu
 
 def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
     """Each long query by itself, the others natively token by token, or batched by length."""
+    if cache.k_scale != 1 or cache.v_scale != 1:
+        plain = KVCache(cache.k_PSGC, cache.v_PSGC)
+        return attend(q_THC, plain, step, scale * cache.k_scale) * cache.v_scale
     few, out = [], torch.empty_like(q_THC)
     begins = (0, *step.query_ends[:-1])
     for b, (begin, end) in enumerate(zip(begins, step.query_ends, strict=True)):

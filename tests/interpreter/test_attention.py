@@ -6,7 +6,7 @@ from torch import Tensor
 
 from glm_portable.backends import reference
 from glm_portable.kernels import attention
-from glm_portable.kernels.attention import Cache, attend
+from glm_portable.kernels.attention import attend
 from glm_portable.ops import KVCache, Step
 from glm_portable.verify.metrics import faults
 from glm_portable.virtual.interpreter import launch
@@ -54,11 +54,10 @@ def check(
     if pages is not None:
         k, v = k.to(pages), v.to(pages)
     q = normal(step.query_ends[-1], heads, size, seed=3).to(dtype)
-    meant = [p.double() * s for p, s in zip((k, v), scales, strict=True)]
-    exact = reference.attend(q.double(), KVCache(*meant), step, size**-0.5)
-    plain = reference.attend(q, KVCache(*(m.to(dtype) for m in meant)), step, size**-0.5)
+    exact = reference.attend(q.double(), KVCache(k.double(), v.double(), *scales), step, size**-0.5)
+    plain = reference.attend(q, KVCache(k, v, *scales), step, size**-0.5)
     kept_k, kept_v = (stale(step, p.float(), slots).to(p.dtype) for p in (k, v))
-    cache = Cache(kept_k, kept_v, *scales)
+    cache = KVCache(kept_k, kept_v, *scales)
     got = attend(launch, TARGETS[arch], q, cache, step, size**-0.5)
     assert faults(got, plain, exact) == []
     return got
@@ -116,7 +115,7 @@ def test_the_bits_of_a_sequence_do_not_depend_on_its_neighbours() -> None:
     sequences = [(700, 1), (20, 1), (5000, 1)]
     step, count = layout(sequences, 16)
     k, v = (normal(count, 16, 1, 16, seed=s).to(BF16) for s in (1, 2))
-    cache = Cache(k, v)
+    cache = KVCache(k, v)
     q = normal(3, 12, 16).to(BF16)
     together = attend(launch, TARGETS[0], q, cache, step, 0.25)
     pages = step.block_table_BP[0, :44].tolist()
@@ -127,7 +126,7 @@ def test_the_bits_of_a_sequence_do_not_depend_on_its_neighbours() -> None:
 def test_queries_may_be_a_view_into_a_wider_row() -> None:
     step, count = layout([(20, 3)], 16)
     k, v = (normal(count, 16, 1, 32, seed=s).to(BF16) for s in (1, 2))
-    cache = Cache(k, v)
+    cache = KVCache(k, v)
     wide = normal(3, 14 * 32).to(BF16)
     q = wide[:, : 12 * 32].view(3, 12, 32)
     got = attend(launch, TARGETS[0], q, cache, step, 0.2)

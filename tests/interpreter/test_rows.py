@@ -9,6 +9,7 @@ from torch import Tensor
 from glm_portable.backends import reference
 from glm_portable.kernels import norm, quantize, rope, silu, store
 from glm_portable.kernels.target import Target
+from glm_portable.ops import KVCache
 from glm_portable.virtual.interpreter import launch
 from tests.backends.cases import normal
 from tests.interpreter.kernel_inputs import BF16, FP8, TARGETS
@@ -94,7 +95,7 @@ def test_store_writes_its_slots_in_the_type_of_the_pages(kind: torch.dtype) -> N
     pages = [torch.full((5, 4, 2, 32), 7.0).to(kind) for _ in range(2)]
     slots = torch.tensor([19, 0, 6])
     scales = (1.0, 1.0) if kind == BF16 else (0.5, 3.0)
-    store.store(launch, k, v, pages[0], pages[1], slots, *scales)
+    store.store(launch, k, v, KVCache(pages[0], pages[1], *scales), slots)
     top = torch.finfo(kind).max
     for x, kept, scale in zip((k, v), pages, scales, strict=True):
         flat = kept.flatten(0, 1)
@@ -114,5 +115,5 @@ def test_store_reaches_slots_beyond_32_bits() -> None:
 
     pages = torch.empty(slot // 16 + 1, 16, 8, 512, device="meta", dtype=BF16)
     k = torch.empty(1, 8, 512, device="meta", dtype=BF16)
-    store.store(record, k, k, pages, pages, torch.tensor([slot]))
+    store.store(record, k, k, KVCache(pages, pages), torch.tensor([slot]))
     assert recorded[0][4].dtype == torch.int64 and slot * width > 2**31

@@ -24,7 +24,7 @@ from glm_portable.kernels import (
     store,
 )
 from glm_portable.kernels.target import Target
-from glm_portable.ops import Step
+from glm_portable.ops import KVCache, Step
 from glm_portable.virtual.codegen import ceilings, products
 from glm_portable.virtual.codegen.expectation import Expectation
 from glm_portable.virtual.codegen.peers import ATTENTION, Peer
@@ -110,7 +110,7 @@ def _attend(
     pages = range(length // slots)
     step = Step.build([(length - queries, queries, pages)] * sequences, slots, META)
     shape = (sequences * length // slots, slots, GROUPS, SIZE)
-    cache = attention.Cache(_empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype), 0.5, 0.5)
+    cache = KVCache(_empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype), 0.5, 0.5)
     recorder = Recorder()
     q_THC = _empty(sequences * queries, HEADS, SIZE)
     attention.attend(recorder, target, q_THC, cache, step, SIZE**-0.5)
@@ -137,8 +137,8 @@ def _others(target: Target) -> Iterator[tuple[str, list[Recorded]]]:
         "width 192 to FP8": lambda r: silu.silu_mul_quantize(r, target, hidden),
         "12 + 1 heads of 128": lambda r: rope.rope(r, q, k, cos, cos),
         "12 + 1 heads of 128, normed": lambda r: rope.rope(r, q, k, cos, cos, head, head, 1e-5),
-        "bf16 pages": lambda r: store.store(r, k, k, pages, pages, slots),
-        "FP8 pages": lambda r: store.store(r, k, k, codes, codes, slots, 0.5, 0.5),
+        "bf16 pages": lambda r: store.store(r, k, k, KVCache(pages, pages), slots),
+        "FP8 pages": lambda r: store.store(r, k, k, KVCache(codes, codes, 0.5, 0.5), slots),
         "160 experts": lambda r: route.route(r, x, gate, bias, _config()),
         "160 experts, tiles of 64": lambda r: align.align(r, experts, EXPERTS, 64),
         "8 rows of 5120": lambda r: grouped_gemm.combine(r, rows, CHOSEN),
