@@ -20,7 +20,7 @@ from glm_portable.virtual.cdna.faults import (
     UnsupportedInstruction,
     UnwrittenLds,
 )
-from glm_portable.virtual.cdna.launcher import execute, launch
+from glm_portable.virtual.cdna.launcher import execute, launch, launch_on
 from glm_portable.virtual.cdna.machine import Statistics
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "compile_kernel",
     "execute",
     "launch",
+    "launch_on",
 ]

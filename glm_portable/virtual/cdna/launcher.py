@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from glm_portable.errors import UsageError
+from glm_portable.kernels.launch import Launch
+from glm_portable.virtual.cdna.chips import chip_named
 from glm_portable.virtual.cdna.compile import Compiled, compile_kernel
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction
 from glm_portable.virtual.cdna.machine import Grid, Job, Statistics, run
@@ -39,6 +41,22 @@ def launch(
     compiled = compile_kernel(kernel, args, arch, options)
     shape = grid(compiled.bound) if callable(grid) else grid
     return execute(compiled, shape, seed=seed, max_instructions=max_instructions)
+
+
+def launch_on(arch: str, seed: int = 0) -> Launch:
+    """How this project's own launchers start a kernel on a simulated chip: see kernels.launch."""
+    chip_named(arch)
+
+    def start(
+        kernel: Any,
+        grid: Sequence[int],
+        *arguments: Any,
+        options: Mapping[str, int],
+        **constexprs: Any,
+    ) -> None:
+        launch(kernel, grid, *arguments, arch=arch, seed=seed, **options, **constexprs)
+
+    return start
 
 
 def execute(

@@ -1,8 +1,8 @@
 """A workgroup's LDS: its bytes, which of them are written, and who touched each in which epoch.
 
-An access of one wave that begins in epoch b (one plus the barriers passed when it is issued) and ends in epoch e
-(when a wait lands it) races with every access of another wave to the same byte, one of the two
-writing, that ended in epoch b or later: no barrier orders them.
+An access of one wave that begins in epoch b (one plus the barriers passed when it is issued) and
+ends in epoch e (when a wait lands it) races with every access of another wave to the same byte, one
+of the two writing, that ended in epoch b or later: no barrier orders them.
 """
 
 import numpy as np

@@ -13,7 +13,8 @@ class Operation:
     U, I: a register pair as uint64, int64;
     m: a lane mask, as booleans; M: a lane mask as result. Several results: a tuple.
     reads_destination: the destination is also the last source. upward: in 64 bits, information
-    moves only towards higher bits, so that the low word does not depend on high words. clamped: the function under the modifier clamp.
+    moves only towards higher bits, so that the low word does not depend on high words.
+    clamped: the function under the modifier clamp.
     """
 
     function: Callable[..., Any]
