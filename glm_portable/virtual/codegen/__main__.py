@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from glm_portable.errors import UsageError
-from glm_portable.virtual.codegen.chips import CHIPS
+from glm_portable.virtual.chips import CHIPS
 
 
 @click.command()
@@ -31,8 +31,8 @@ def run(targets: tuple[str, ...], kernel: str, as_markdown: bool, processes: int
         raise UsageError("TRITON_INTERPRET=1 interprets kernels: unset it to compile them.")
     # What Triton 3.9 does when it is not said; unsaid it warns, and 3.10 would change it.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    from glm_portable.virtual.chips import chip
     from glm_portable.virtual.codegen import report  # after the environment is settled
-    from glm_portable.virtual.codegen.chips import chip
     from glm_portable.virtual.codegen.measure import Result, measure
 
     archs = [chip(name).name for name in targets]
