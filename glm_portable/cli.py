@@ -30,6 +30,7 @@ def model_options(command: F) -> F:
         [
             click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL"),
             option("--backend", default="auto", help="auto, cpu, cuda, rocm or reference."),
+            option("--virtual", metavar="CHIP", help="Simulate gfx942 or gfx950: slow, for tests."),
             option("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32."),
             option("--revision", help="Branch, tag or commit, for a MODEL on a hub."),
             option("--chat-template", type=file_path, help="Jinja file instead of the model's."),
@@ -169,6 +170,7 @@ def bench(model: str | None, batches: str, **options: Any) -> None:
 
 LOAD_OPTIONS = (
     "backend",
+    "virtual",
     "dtype",
     "revision",
     "chat_template",

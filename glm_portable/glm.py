@@ -31,9 +31,12 @@ from glm_portable.serve.chat import ChatTemplate, Format, tool_call_format
 from glm_portable.serve.events import Content, Event, ToolCall, fold
 from glm_portable.serve.parsing import Parser
 from glm_portable.tokenizer import Tokenizer
+from glm_portable.virtual import connect
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 PAGE_SIZE = 16
+SIMULATED_SEQS, SIMULATED_TOKENS = 4, 64
+"""Of one step on a simulated chip, where a token takes seconds and a step cannot be stopped."""
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 """Text, token ids, or the messages of a conversation."""
@@ -66,9 +69,10 @@ class GLM:
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        simulated: bool = False,
     ) -> None:
         self.name, self.folder, self.model = name, folder, model
-        self._max_model_len = max_model_len
+        self._max_model_len, self._simulated = max_model_len, simulated
         self.tokenizer = Tokenizer.load(folder, model.config)
         self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
         self.call_format: Format = tool_call_format(tool_call_parser, self.chat)
@@ -85,17 +89,19 @@ class GLM:
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        virtual: str | None = None,
         on_bytes: Callable[[int, int], None] | None = None,
     ) -> "GLM":
         """Load a folder, a Hugging Face id or "modelscope:ID"; None is the embedded pocket model.
 
         dtype: bfloat16, float32, float64, or auto for the checkpoint's own. max_model_len: the
-        window that `generate` has room for, the model's own if None. on_bytes is called with
-        (bytes just read, bytes in all). Raises UsageError for whatever cannot be loaded.
+        window that `generate` has room for, the model's own if None. virtual: a chip to simulate,
+        on which the backend computes. on_bytes is called with (bytes just read, bytes in all).
+        Raises UsageError for whatever cannot be loaded.
         """
         folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
         config = ModelConfig.load(folder)
-        chosen = ops.load(backend)
+        chosen = ops.load(backend) if virtual is None else connect(backend, virtual)
         weights = Checkpoint(
             folder,
             config,
@@ -114,6 +120,7 @@ class GLM:
             chat_template=chat_template,
             tool_call_parser=tool_call_parser,
             max_model_len=max_model_len,
+            simulated=virtual is not None,
         )
 
     def logits(self, ids: Sequence[int]) -> Tensor:
@@ -195,6 +202,10 @@ class GLM:
         memory_bytes: of the KV cache; None is half of the device's free memory.
         """
         device = self.model.ops.device
+        if self._simulated:
+            max_num_seqs = SIMULATED_SEQS if max_num_seqs is None else max_num_seqs
+            if max_num_batched_tokens is None:
+                max_num_batched_tokens = SIMULATED_TOKENS
         if memory_bytes is None and device.type != "cpu":
             memory_bytes = int(torch.accelerator.get_memory_info(device)[0] * MEMORY_FRACTION)
         return default_limits(
@@ -210,7 +221,8 @@ class GLM:
     @cached_property
     def engine(self) -> Engine:
         """The engine that `generate` and `stream` use, started at the first use."""
-        limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=16)
+        seqs = SIMULATED_SEQS if self._simulated else 16
+        limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=seqs)
         return Engine(self.model, self.tokenizer, limits).start()
 
     def _forward(self, ids: Sequence[int], trace: Trace | None = None) -> tuple[Tensor, Tensor]:
