@@ -26,6 +26,7 @@ def load_with_progress(model: str | None, **options: Any) -> GLM:
         glm = GLM.load(
             model,
             on_bytes=lambda n, total: progress.update(task, advance=n, total=total),
+            on_note=console.print,
             **options,
         )
         size = progress.tasks[task].completed
