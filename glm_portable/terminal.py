@@ -31,6 +31,7 @@ def load_with_progress(model: str | None, *, virtual: str | None = None, **optio
             model,
             virtual=virtual,
             on_bytes=lambda n, total: progress.update(task, advance=n, total=total),
+            on_note=console.print,
             **options,
         )
         size = progress.tasks[task].completed
