@@ -41,7 +41,7 @@ def bind(instruction: Instruction, context: Context) -> Execute | None:
             return bind_operation(instruction, Operation(form.decode, "u>f"))
         return None if packs or kind == "pk_" else _bind_unpack(instruction, form)
     match = _SCALED.fullmatch(instruction.mnemonic)
-    if match is None or context.chip.name != "gfx950":
+    if match is None:
         return None
     to, of = match.groups()
     if to in formats and of not in formats:

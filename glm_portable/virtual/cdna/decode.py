@@ -1,6 +1,7 @@
 """From a program's text to functions, once; what has no meaning here is refused by name."""
 
 import functools
+import re
 from collections.abc import Callable
 
 from glm_portable.virtual.cdna import (
@@ -41,6 +42,11 @@ _IMPLICIT = {
 }
 """Registers that an instruction reads without naming them."""
 
+_CDNA4 = re.compile(
+    r"v_(permlane(16|32)_swap|bitop3|minimum3|maximum3|cvt_pk_(bf16|f16)_f32|cvt_scalef32)\w*"
+)
+"""What gfx942 lacks, of the vector instructions known here; matrix shapes are in mfma."""
+
 _MODE = {
     "float_round_mode_32": 0,
     "float_round_mode_16_64": 0,
@@ -77,6 +83,8 @@ def decode(program: Program, chip: Chip) -> tuple[Decoded, ...]:
 
 def decode_instruction(instruction: Instruction, context: Context) -> Decoded:
     """Raises UnsupportedInstruction for a mnemonic, operand or modifier without a meaning here."""
+    if context.chip.name != "gfx950" and _CDNA4.fullmatch(instruction.mnemonic):
+        raise UnsupportedInstruction(f"{instruction.mnemonic} is not on {context.chip.name}")
     for kind, bind in _FAMILIES:
         execute = bind(instruction, context)
         if execute is not None:
