@@ -40,7 +40,11 @@ def _exponent(x: Vector) -> Vector:
 
 def div_scale(value: Vector, denominator: Vector, numerator: Vector) -> tuple[Vector, Vector]:
     """V_DIV_SCALE_F32: value (one of the other two) scaled so that the division's steps neither
-    overflow nor lose bits, and a mask of the lanes whose quotient is to be scaled back."""
+    overflow nor lose bits, and a mask of the lanes whose quotient is to be scaled back.
+
+    Where reciprocal and quotient are both subnormal, the denominator is above 2^126 and scaled
+    down; the ISA's text says up, which would make it infinite.
+    """
     wide_d, wide_n = denominator.astype(_F64), numerator.astype(_F64)
     is_denominator = value == denominator
     reciprocal_small = _is_denormal(1 / wide_d)
@@ -56,7 +60,8 @@ def div_scale(value: Vector, denominator: Vector, numerator: Vector) -> tuple[Ve
     ]
     up_if_denominator = np.where(is_denominator, 64, 0)
     up_if_numerator = np.where(value == numerator, 64, 0)
-    powers: list[Any] = [0, up_if_denominator, 64, up_if_denominator, -64, up_if_numerator, 64]
+    down = -up_if_denominator
+    powers: list[Any] = [0, up_if_denominator, 64, down, -64, up_if_numerator, 64]
     scaled = np.ldexp(value, np.select(cases, powers, 0)).astype(_F32)
     rescale = np.select(cases, [False, True, False, True, False, True, False], False)
     return np.where(cases[0], _F32(np.nan), scaled), rescale
