@@ -14,6 +14,7 @@ from glm_portable.kernels.launch import Launch
 from glm_portable.kernels.target import Target
 from glm_portable.virtual import interpreter
 from glm_portable.virtual.cdna import launch_on
+from glm_portable.virtual.compiler import settle
 
 MACHINES = {
     "interpreter": ("interpreter-gfx942", "interpreter-gfx950"),
@@ -49,7 +50,7 @@ class Machine:
 
 
 def check(choice: str) -> None:
-    """Raise pytest.UsageError unless this process can run the machines of --machine."""
+    """Prepare this process for the machines of --machine, or raise pytest.UsageError."""
     if choice not in MACHINES:
         raise pytest.UsageError(f"--machine {choice} is not one of {', '.join(MACHINES)}.")
     interprets = os.environ.get("TRITON_INTERPRET") == "1"
@@ -64,6 +65,8 @@ def check(choice: str) -> None:
             f"--machine {choice} compiles the kernels, and TRITON_INTERPRET=1 interprets them: "
             "unset it."
         )
+    if choice in ("gfx942", "gfx950"):
+        settle()
     if choice == "gpu" and not torch.cuda.is_available():
         raise pytest.UsageError(
             f"--machine gpu: torch {torch.__version__} sees no GPU; run this where there is one, "
