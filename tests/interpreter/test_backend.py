@@ -96,7 +96,7 @@ def test_the_other_dialect_is_refused_where_it_would_be_emulated() -> None:
     cache, step = KVCache(pages, pages), Step.build([(0, 1, [0])], 16, torch.device("cpu"))
     x = normal(1, 1, 64).bfloat16()
     with pytest.raises(UsageError, match="KV cache of bfloat16 or torch.float8_e4m3fnuz"):
-        FNUZ.store(x, x, cache, step)
+        FNUZ.rope_store(x, x, x, x[0], x[0], cache, step)
     with pytest.raises(UsageError, match="float8_e4m3fn on gfx942"):
         FNUZ.attend(x, cache, step, 1.0)
 

@@ -1,15 +1,12 @@
-"""Kernels that take a row at a time: quantisation, norm, gate, rotation, store."""
-
-from typing import Any
+"""Kernels that take a row at a time: quantisation, norm and gate."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from glm_portable.backends import reference
-from glm_portable.kernels import norm, quantize, rope, silu, store
+from glm_portable.kernels import norm, quantize, silu
 from glm_portable.kernels.target import Target
-from glm_portable.ops import KVCache
 from glm_portable.virtual.interpreter import launch
 from tests.backends.cases import normal
 from tests.interpreter.kernel_inputs import BF16, FP8, TARGETS
@@ -73,47 +70,3 @@ def test_gate_of_a_width_above_one_tile() -> None:
     x = (normal(2, 2 * (silu.TILE + 40)) * 4).to(BF16)
     exact = reference.silu_mul(x.double())
     assert torch.allclose(silu.silu_mul(launch, x).double(), exact, rtol=2**-8, atol=1e-30)
-
-
-def test_rope_reads_views_into_one_row_and_writes_only_its_heads() -> None:
-    qkv = normal(3, (12 + 2 + 2) * 64).to(BF16)
-    q, k, _ = (x.view(3, -1, 64) for x in torch.split(qkv, [12 * 64, 2 * 64, 2 * 64], -1))
-    angle = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) * 6
-    cos, sin = (torch.cat([a, a], -1).to(BF16) for a in (angle.cos(), angle.sin()))
-    got = rope.rope(launch, q, k, cos, sin)
-    expected = reference.rope(q.float(), k.float(), cos.float(), sin.float())
-    for g, e in zip(got, expected, strict=True):
-        assert g.is_contiguous() and torch.allclose(g.float(), e, rtol=2**-8, atol=1e-6)
-        assert torch.equal(g[..., 32:].float(), e[..., 32:])
-
-
-@pytest.mark.parametrize("kind", [BF16, FP8, torch.float8_e4m3fnuz], ids=str)
-def test_store_writes_its_slots_in_the_type_of_the_pages(kind: torch.dtype) -> None:
-    qkv = normal(3, 4 * 32).to(BF16)
-    qkv[0, 0] = 1e4  # beyond FP8
-    k, v = (x.view(3, 2, 32) for x in torch.split(qkv, [64, 64], -1))
-    pages = [torch.full((5, 4, 2, 32), 7.0).to(kind) for _ in range(2)]
-    slots = torch.tensor([19, 0, 6])
-    scales = (1.0, 1.0) if kind == BF16 else (0.5, 3.0)
-    store.store(launch, k, v, KVCache(pages[0], pages[1], *scales), slots)
-    top = torch.finfo(kind).max
-    for x, kept, scale in zip((k, v), pages, scales, strict=True):
-        flat = kept.flatten(0, 1)
-        expected = (x.float() / scale).clamp(-top, top).to(kind)
-        assert torch.equal(flat[slots].float(), expected.float())
-        others = [s for s in range(20) if s not in slots.tolist()]
-        assert (flat[others].float() == 7).all()
-
-
-def test_store_reaches_slots_beyond_32_bits() -> None:
-    """Slot * width of the 355B model's cache exceeds 2^31 elements: the product must be 64-bit."""
-    width, slot = 4096, 600_000  # 2.46e9 elements
-    recorded: list[Any] = []
-
-    def record(kernel: Any, grid: Any, *arguments: Any, **rest: Any) -> None:
-        recorded.append(arguments)
-
-    pages = torch.empty(slot // 16 + 1, 16, 8, 512, device="meta", dtype=BF16)
-    k = torch.empty(1, 8, 512, device="meta", dtype=BF16)
-    store.store(record, k, k, KVCache(pages, pages), torch.tensor([slot]))
-    assert recorded[0][4].dtype == torch.int64 and slot * width > 2**31
