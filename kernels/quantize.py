@@ -21,7 +21,7 @@ def quantized(x, TOP: tl.constexpr):
 
     The divisions are IEEE's: an approximate one moves values that lie on a rounding boundary.
     """
-    # As integers magnitudes have the same order, with NaN on top: a maximum of floats passes over it.
+    # As integers magnitudes have the same order, with NaN on top, which a maximum of floats skips.
     largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0).to(tl.float32, bitcast=True)
     scale = tl.maximum(tl.div_rn(largest, tl.zeros_like(largest) + TOP), 1.1754943508222875e-38)
     scale = tl.where(largest < float("inf"), scale, float("nan"))

@@ -176,8 +176,9 @@ def attend_cases() -> list[Case]:
                 normal(34, 8, groups, c, seed=2).to(ops.device, dtype),
             )
             k, v = (normal(tokens, groups, c, seed=s).to(ops.device, dtype) for s in (3, 4))
-            ops.store(k, v, cache, step)
             q = (normal(tokens, heads, c, seed=5) * sharp).to(ops.device, dtype)
+            still = torch.zeros(tokens, c // 2, dtype=dtype, device=ops.device)
+            q = ops.rope_store(q, k, v, still + 1, still, cache, step)
             return ops.attend(q, cache, step, c**-0.5)
 
         return run
@@ -205,14 +206,14 @@ def norm_cases() -> list[Case]:
             angles = positions.unsqueeze(1) * 1e6 ** (-torch.arange(0, rotary, 2) / rotary)
             angles = torch.cat([angles, angles], -1)
             cos, sin = (a.bfloat16().to(ops.device, dtype) for a in (angles.cos(), angles.sin()))
-            q, k = (
-                normal(6, 12, 64).to(ops.device, dtype),
-                normal(6, 2, 64, seed=1).to(ops.device, dtype),
-            )
+            q, k, v = (normal(6, n, 64, seed=n).to(ops.device, dtype) for n in (12, 2, 2))
             w, u = ((1 + normal(64, seed=s) / 8).bfloat16().to(ops.device, dtype) for s in (2, 3))
-            if with_norm:
-                return torch.cat(ops.rope(q, k, cos, sin, w, u, 1e-5), dim=1)
-            return torch.cat(ops.rope(q, k, cos, sin), dim=1)
+            step = Step.build([(4, 2, [3, 1]), (0, 4, [0])], 4, ops.device)
+            pages = [normal(4, 4, 2, 64, seed=s).to(ops.device, dtype) for s in (4, 5)]
+            cache = KVCache(pages[0], pages[1])
+            norms = (w, u, 1e-5) if with_norm else ()
+            q = ops.rope_store(q, k, v, cos, sin, cache, step, *norms)
+            return torch.cat([x.flatten() for x in (q, cache.k_PSGC, cache.v_PSGC)])
 
         return run
 
@@ -223,9 +224,9 @@ def norm_cases() -> list[Case]:
         Case("rms_norm", "without residual", norm(False, 1.0)),
         Case("rms_norm", "with residual", norm(True, 1.0)),
         Case("rms_norm", "small values", norm(False, 2.0**-10)),
-        Case("rope", "half a head", rope(32, False)),
-        Case("rope", "after the norm", rope(32, True)),
-        Case("rope", "a whole head", rope(64, True)),
+        Case("rope_store", "half a head", rope(32, False)),
+        Case("rope_store", "after the norm", rope(32, True)),
+        Case("rope_store", "a whole head", rope(64, True)),
         Case("silu_mul", "352 columns", gate),
     ]
 

@@ -107,7 +107,7 @@ def test_the_other_dialect_is_refused_where_it_would_be_emulated(machine: Machin
     cache, step = KVCache(pages, pages), Step.build([(0, 1, [0])], 16, machine.device)
     heads = machine.put(normal(1, 1, 64).to(BF16))
     with pytest.raises(UsageError, match=f"KV cache of bfloat16 or {ops.target.fp8}"):
-        ops.store(heads, heads, cache, step)
+        ops.rope_store(heads, heads, heads, heads[0], heads[0], cache, step)
     with pytest.raises(UsageError, match=f"{other} on {arch}"):
         ops.attend(heads, cache, step, 1.0)
 
