@@ -20,7 +20,7 @@ from tests.kernels.machine import Machine
 SMOKE = {
     "linear: fp8, dynamic activations", "linear: fp8 blocks with a rest",
     "experts: fp8, dynamic activations, one token", "experts: 4 tokens", "attend: mixed",
-    "rms_norm: with residual", "rope: after the norm", "silu_mul: 352 columns",
+    "rms_norm: with residual", "rope_store: after the norm", "silu_mul: 352 columns",
     "route: bias around 7",
 }  # fmt: skip
 SIZED = [

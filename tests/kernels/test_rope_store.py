@@ -147,18 +147,16 @@ def test_every_finite_number_is_stored_as_the_reference_rounds_it(
     numbers[: 2**16] = torch.where(every.isfinite(), every, 0)
     still = torch.zeros(3, 2, dtype=BF16)
     for k in numbers.view(-1, 3, 8, 128):
-        results = []
-        for on in (False, True):
-            put = machine.put if on else lambda x: x
-            pages = [put(torch.zeros(7, 4, 8, 128).to(machine.target.fp8)) for _ in range(2)]
-            cache = KVCache(pages[0], pages[1], scale, scale)
-            rows = [put(x) for x in (k[:, :1], k, -k, still + 1, still)]
-            if on:
-                rope_store(machine.launch, *rows, cache, put(STEP.slots_T))
-            else:
-                reference.rope_store(*rows, cache, STEP)
-            results.append([codes(x) for x in pages])
-        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        q, v = k[:, :1], -k
+        pages = [torch.zeros(7, 4, 8, 128).to(machine.target.fp8) for _ in range(4)]
+        truth = KVCache(pages[0], pages[1], scale, scale)
+        mine = KVCache(machine.put(pages[2]), machine.put(pages[3]), scale, scale)
+        reference.rope_store(q, k, v, still + 1, still, truth, STEP)
+        one, zero, slots = (machine.put(x) for x in (still + 1, still, STEP.slots_T))
+        there = (machine.put(q), machine.put(k), machine.put(v))
+        rope_store(machine.launch, *there, one, zero, mine, slots)
+        assert torch.equal(codes(mine.k_PSGC), codes(truth.k_PSGC))
+        assert torch.equal(codes(mine.v_PSGC), codes(truth.v_PSGC))
 
 
 def test_slots_beyond_32_bits_are_reached() -> None:
