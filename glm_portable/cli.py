@@ -30,7 +30,18 @@ def model_options(command: F) -> F:
         [
             click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL"),
             option("--backend", default="auto", help="auto, cpu, cuda, rocm or reference."),
+            option("--virtual", metavar="CHIP", help="Simulate gfx942 or gfx950: slow, for tests."),
             option("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32."),
+            option(
+                "--quantization",
+                type=click.Choice(["w8a8", "bf16"]),
+                help="Convert the weights as they are read. [default: as stored]",
+            ),
+            option(
+                "--router-bias-from",
+                type=click.Path(path_type=Path, exists=True, file_okay=False),
+                help="The original of a checkpoint whose conversion lost its router biases.",
+            ),
             option("--revision", help="Branch, tag or commit, for a MODEL on a hub."),
             option("--chat-template", type=file_path, help="Jinja file instead of the model's."),
             option(
@@ -169,7 +180,10 @@ def bench(model: str | None, batches: str, **options: Any) -> None:
 
 LOAD_OPTIONS = (
     "backend",
+    "virtual",
     "dtype",
+    "quantization",
+    "router_bias_from",
     "revision",
     "chat_template",
     "tool_call_parser",

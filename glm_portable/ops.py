@@ -223,6 +223,15 @@ class Ops(Protocol):
         """The routed mixture: sum over K of weight * down(silu(gate x) * up x), (T, D)."""
 
 
+FORMATS = ("bf16", "fp8", "w8a8", "int8")
+"""The formats of weights, explained in `formats.py`."""
+
+
+def formats(backend: Ops) -> frozenset[str]:
+    """The formats that a backend's `pack` takes: its attribute `formats`, all where it has none."""
+    return frozenset(getattr(backend, "formats", FORMATS))
+
+
 def names() -> list[str]:
     """The backends this installation has."""
     package = importlib.import_module("glm_portable.backends")
