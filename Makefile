@@ -56,3 +56,14 @@ check: .venv/installed
 .venv/kernels: .venv/installed requirements-kernels.lock
 	$(BIN)/pip install --quiet --requirement requirements-kernels.lock
 	touch $@
+
+# The Ascend backend on virtual NPUs, with the real torch_npu, in an environment of its own.
+.PHONY: test-ascend
+test-ascend: .venv-ascend/installed
+	.venv-ascend/bin/pytest -q tests/ascend $(ARGS)
+
+.venv-ascend/installed: requirements-ascend.lock pyproject.toml
+	$(PYTHON) -m venv .venv-ascend
+	.venv-ascend/bin/pip install --quiet --requirement requirements-ascend.lock
+	TORCH_DEVICE_BACKEND_AUTOLOAD=0 .venv-ascend/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
