@@ -1,26 +1,35 @@
 """A checkpoint folder from which the model pulls its weights by the names on disk.
 
-Whether a linear module is quantised is told by its scale, as published files quantise some modules
-and not others: `X.weight_scale` (compressed-tensors: one number an output channel, or a block) or
-`X.weight_scale_inv` (DeepSeek-style blocks; despite its name a factor, not a divisor). Both mean
-weight = data * scale. What is missing, misshapen or left over is an error that names it.
+Linear weights come as they are stored, or converted to another format on the way in
+(`formats.py`). What is missing, misshapen or left over is an error that names it.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from glm_portable import formats
 from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
 from glm_portable.ops import Weight
-from glm_portable.shards import Entry, open_folder
+from glm_portable.shards import Entry
+from glm_portable.stored import (
+    KINDS,
+    OFFSET,
+    SCALES,
+    check_finite,
+    check_shape,
+    linear,
+    open_stored,
+)  # fmt: skip
 
-SCALES = (".weight_scale", ".weight_scale_inv")
-KINDS = {torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
+T = TypeVar("T")
+
 CPU = torch.device("cpu")
 READERS = min(8, os.cpu_count() or 1)
 
@@ -29,7 +38,12 @@ class Checkpoint:
     """Weights of one folder, on `device`; plain ones in `dtype`, quantised ones as stored.
 
     Opening reads headers only. `on_bytes` is called with the size of what was read or skipped,
-    and all its calls add up to `total_bytes`.
+    and all its calls add up to `total_bytes`. router_bias_from: a folder with the router biases
+    that this one lost.
+
+    quantization: a format to convert linear weights to as they are read; None is as stored. May be
+    set until the first weight is read. conversion_errors: of the INT8 weights made so far, the
+    largest relative RMS error of a module, by "attention" and "experts".
     """
 
     def __init__(
@@ -39,14 +53,19 @@ class Checkpoint:
         *,
         dtype: torch.dtype,
         device: torch.device = CPU,
+        quantization: str | None = None,
+        router_bias_from: Path | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> None:
         self.folder, self.config, self.dtype, self.device = folder, config, dtype, device
-        self._entries = open_folder(folder)
+        self.quantization = quantization
+        self.conversion_errors: dict[str, float] = {}
+        self._entries, left_out = open_stored(folder, config, router_bias_from)
         self._unused = dict.fromkeys(self._entries)
         self._on_bytes = on_bytes
-        self.total_bytes = sum(entry.nbytes for entry in self._entries.values())
-        _check_quantization(self._entries, config, folder)
+        self.total_bytes = sum(entry.nbytes for entry in (*self._entries.values(), *left_out))
+        for entry in left_out:
+            self._count(entry)
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds a tensor of this full name."""
@@ -64,7 +83,7 @@ class Checkpoint:
         entry.read_into(out)
         self._used(name)
         if out.dim() == 1:
-            _check_finite(out, entry)
+            check_finite(out, entry)
         return out
 
     def weight(
@@ -90,9 +109,24 @@ class Checkpoint:
         rows = [[f"{prefix}.{e}.{p}" for p in projections] for e in range(count)]
         return self._stack(rows, [out_features] * len(projections), in_features)
 
+    def is_quantised(self, module: str) -> bool:
+        """Whether the checkpoint holds this linear module in 8 bits."""
+        return any(self.has(module + scale) for scale in SCALES)
+
     def skip(self, name: str) -> None:
         """Leave a tensor on disk unused on purpose."""
         self._used(name)
+
+    def skip_linear(self, module: str) -> None:
+        """Leave a linear weight on disk unused on purpose, with what describes it."""
+        for suffix in (".weight", *SCALES, OFFSET):
+            if self.has(module + suffix):
+                self._used(module + suffix)
+
+    def loaded_bytes(self, target: str | None) -> int:
+        """What the weights take in memory in a format of `formats.py`, or as stored if None."""
+        itemsize = self.dtype.itemsize
+        return formats.weight_bytes(self._entries, self.config, itemsize, target)
 
     def finish(self) -> None:
         """Close the files. Raises UsageError if they hold tensors that nobody asked for."""
@@ -116,18 +150,17 @@ class Checkpoint:
         entry = self._entries.get(name)
         if entry is None:
             raise UsageError(f"{name} is missing from {self.folder}{_advice(name)}")
-        if entry.shape != shape:
-            raise UsageError(
-                f"{name} in {entry.shard.path} has shape {list(entry.shape)}, but config.json "
-                f"means {list(shape)}: take weights and config.json of the same model."
-            )
+        check_shape(entry, shape)
         return entry
 
     def _used(self, name: str) -> None:
         if name in self._unused:
             del self._unused[name]
-            if self._on_bytes is not None:
-                self._on_bytes(self._entries[name].nbytes)
+            self._count(self._entries[name])
+
+    def _count(self, entry: Entry) -> None:
+        if self._on_bytes is not None:
+            self._on_bytes(entry.nbytes)
 
     def _stack(
         self, rows: Sequence[Sequence[str]], outs: Sequence[int], in_features: int
@@ -137,15 +170,20 @@ class Checkpoint:
             [self._find(f"{m}.weight", (n, in_features)) for m, n in zip(row, outs, strict=True)]
             for row in rows
         ]
+        shape = (len(rows), sum(outs), in_features)
+        modules = [module for row in rows for module in row]
+        if self.quantization == formats.W8A8 and formats.is_quantised(modules[0], self.config):
+            return self._to_int8(modules, outs, shape)
+        if self.quantization is not None and any(map(self.is_quantised, modules)):
+            return self._to_plain(modules, outs, shape)
         stored = _common_dtype([entry for row in entries for entry in row])
         dtype = stored if stored in KINDS else self.dtype
-        shape = (len(rows), sum(outs), in_features)
         data = self._empty(shape, dtype)
         self._fill(data, entries, list(outs))
         if stored not in KINDS:
             return Weight(data, self.dtype)
         assert self.config.quantization is not None
-        scale, block = self._scales(rows, outs, in_features)
+        scale, block = self._scales(rows, outs)
         return Weight(data, self.dtype, scale, block, self.config.quantization.dynamic_activations)
 
     def _fill(self, data: Tensor, rows: Sequence[Sequence[Entry]], outs: list[int]) -> None:
@@ -156,15 +194,63 @@ class Checkpoint:
             for entry, _ in zip(entries, pool.map(Entry.read_into, entries, parts), strict=True):
                 self._used(entry.name)
 
+    def _to_int8(
+        self, modules: Sequence[str], outs: Sequence[int], shape: tuple[int, int, int]
+    ) -> Weight:
+        """Modules of a stack of this shape as W8A8; one at a time and thread, in small pieces."""
+        data = self._empty(shape, torch.int8)
+        scales = []
+        for module, (scale, error) in self._each(modules, self._one_to_int8, data, outs):
+            scales.append(scale)
+            group = "experts" if ".experts." in module else "attention"
+            self.conversion_errors[group] = max(error, self.conversion_errors.get(group, 0.0))
+        scale = torch.cat(scales).view(*shape[:2], 1).to(self.device)
+        return Weight(data, self.dtype, scale, None, True)
+
+    def _to_plain(
+        self, modules: Sequence[str], outs: Sequence[int], shape: tuple[int, int, int]
+    ) -> Weight:
+        """As `_to_int8`, without quantisation; modules may be stored in different ways."""
+        data = self._empty(shape, self.dtype)
+        for _ in self._each(modules, self._one_to_plain, data, outs):
+            pass
+        return Weight(data, self.dtype)
+
+    def _each(
+        self,
+        modules: Sequence[str],
+        convert: Callable[[str, Tensor], T],
+        data: Tensor,
+        outs: Sequence[int],
+    ) -> Iterator[tuple[str, T]]:
+        """Convert each module into its place in the stack."""
+        places = [part for matrix in data for part in matrix.split(list(outs))]
+        with ThreadPoolExecutor(READERS) as pool:
+            for module, done in zip(modules, pool.map(convert, modules, places), strict=True):
+                self.skip_linear(module)
+                yield module, done
+
+    def _one_to_int8(self, module: str, out: Tensor) -> tuple[Tensor, float]:
+        on_host = out if out.device == CPU else torch.empty(out.shape, dtype=out.dtype)
+        found = formats.to_int8(linear(self._entries, module, self.config)[0], on_host)
+        if on_host is not out:
+            out.copy_(on_host)
+        return found
+
+    def _one_to_plain(self, module: str, out: Tensor) -> None:
+        source, _ = linear(self._entries, module, self.config)
+        if source.scale is None:
+            source.entry.read_into(out)
+        else:
+            formats.to_plain(source, out)
+
     def _scales(
-        self, rows: Sequence[Sequence[str]], outs: Sequence[int], in_features: int
+        self, rows: Sequence[Sequence[str]], outs: Sequence[int]
     ) -> tuple[Tensor, tuple[int, int] | None]:
         """Scales of a stack, float32, and the block they are for."""
         assert self.config.quantization is not None
         block = self.config.quantization.block
-        parts = [
-            [self._scale(m, n, in_features) for m, n in zip(row, outs, strict=True)] for row in rows
-        ]
+        parts = [[self._scale(module) for module in row] for row in rows]
         if block is not None and any(n % block[0] for n in outs[:-1]):
             # The parts' blocks do not line up in the stack: give every row its own scales.
             parts = [
@@ -174,21 +260,13 @@ class Checkpoint:
             block = (1, block[1])
         return torch.stack([torch.cat(row) for row in parts]).to(self.device), block
 
-    def _scale(self, module: str, out_features: int, in_features: int) -> Tensor:
+    def _scale(self, module: str) -> Tensor:
         """The scale of one module, (N, 1) or blocks, float32 on the host."""
-        assert self.config.quantization is not None
-        name = next(module + s for s in SCALES if self.has(module + s))
-        block = self.config.quantization.block or (1, in_features)
-        shape = (-(-out_features // block[0]), -(-in_features // block[1]))
-        if self._entries[name].shape == (out_features,) and shape == (out_features, 1):
-            shape_on_disk: tuple[int, ...] = (out_features,)
-        else:
-            shape_on_disk = shape
-        entry = self._find(name, shape_on_disk)
-        scale = entry.read().to(torch.float32).view(shape)
-        self._used(name)
-        _check_finite(scale, entry)
-        return scale
+        source, beside = linear(self._entries, module, self.config)
+        for entry in beside:
+            self._used(entry.name)
+        assert source.scale is not None
+        return source.scale
 
 
 def _advice(name: str) -> str:
@@ -209,50 +287,6 @@ def _common_dtype(entries: Iterable[Entry]) -> torch.dtype:
         a, b = list(by_dtype.values())[:2]
         raise UsageError(
             f"{a.name} is {a.dtype} and {b.name} is {b.dtype}; modules that are computed as one "
-            "must be stored alike, so use another conversion of the model."
+            "must be stored alike, so use another conversion of the model, or --quantization bf16."
         )
     return next(iter(by_dtype))
-
-
-def _check_finite(value: Tensor, entry: Entry) -> None:
-    if not value.isfinite().all():
-        raise UsageError(
-            f"{entry.name} in {entry.shard.path} holds values that are not finite: "
-            "the file is corrupt, download it again."
-        )
-
-
-def _check_quantization(entries: dict[str, Entry], config: ModelConfig, folder: Path) -> None:
-    """Every 8-bit tensor has its scale, every scale its 8-bit weight, and config.json agrees."""
-    for name, entry in entries.items():
-        if entry.dtype in KINDS:
-            _check_quantized(entries, entry, config)
-        elif name.endswith(SCALES):
-            weight = entries.get(name.rpartition("_scale")[0])
-            if weight is None or weight.dtype not in KINDS:
-                found = "is missing" if weight is None else f"is {weight.dtype}"
-                raise UsageError(
-                    f"{name} in {entry.shard.path} is a scale whose 8-bit weight {found}: "
-                    "the conversion is incomplete, use another one."
-                )
-
-
-def _check_quantized(entries: dict[str, Entry], entry: Entry, config: ModelConfig) -> None:
-    kind, where = KINDS[entry.dtype], f"{entry.name} in {entry.shard.path}"
-    scales = [s for s in SCALES if entry.name.removesuffix(".weight") + s in entries]
-    if len(scales) != 1:
-        found = "has no scale" if not scales else "has two scales"
-        raise UsageError(
-            f"{where} is {kind} and {found} (.weight_scale or .weight_scale_inv): "
-            "the conversion is incomplete, use another one."
-        )
-    if config.quantization is None or config.quantization.kind != kind:
-        says = (
-            "no quantization_config"
-            if config.quantization is None
-            else (f"a quantization_config for {config.quantization.kind}")
-        )
-        raise UsageError(
-            f"{where} is {kind}, but config.json has {says}: "
-            "take the config.json published with these weights."
-        )

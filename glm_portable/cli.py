@@ -1,4 +1,4 @@
-"""The command line: `glm-portable serve | generate | chat | evaluate | bench`."""
+"""The command line: `glm-portable serve | generate | chat | evaluate | convert | bench`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,18 @@ def model_options(command: F) -> F:
         [
             click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL"),
             option("--backend", default="auto", help="auto, cpu, cuda, rocm or reference."),
+            option("--virtual", metavar="CHIP", help="Simulate gfx942 or gfx950: slow, for tests."),
             option("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32."),
+            option(
+                "--quantization",
+                type=click.Choice(["w8a8", "bf16"]),
+                help="Convert the weights as they are read. [default: as stored]",
+            ),
+            option(
+                "--router-bias-from",
+                type=click.Path(path_type=Path, exists=True, file_okay=False),
+                help="The original of a checkpoint whose conversion lost its router biases.",
+            ),
             option("--revision", help="Branch, tag or commit, for a MODEL on a hub."),
             option("--chat-template", type=file_path, help="Jinja file instead of the model's."),
             option(
@@ -167,9 +178,36 @@ def bench(model: str | None, batches: str, **options: Any) -> None:
     run_bench(model, batches=[int(count) for count in counts], **options)
 
 
+@main.command()
+@click.argument("model")
+@click.argument("output", type=click.Path(path_type=Path))
+@option(
+    "--quantization",
+    type=click.Choice(["w8a8", "bf16"]),
+    required=True,
+    help="w8a8: INT8 weights and activations, in msmodelslim's layout. bf16: dequantised.",
+)
+@option("--shard-size", type=float, default=5.0, help="GB of one file at most.")
+@option(
+    "--router-bias-from",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The original of a checkpoint whose conversion lost its router biases.",
+)
+@option("--revision", help="Branch, tag or commit, for a MODEL on a hub.")
+@config_option
+def convert(model: str, output: Path, **options: Any) -> None:
+    """Write MODEL in another format to the folder OUTPUT; can be stopped and repeated."""
+    from glm_portable.commands import run_convert
+
+    raise SystemExit(run_convert(model, output, **options))
+
+
 LOAD_OPTIONS = (
     "backend",
+    "virtual",
     "dtype",
+    "quantization",
+    "router_bias_from",
     "revision",
     "chat_template",
     "tool_call_parser",

@@ -7,10 +7,11 @@ filled in silently would run and answer nonsense.
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from glm_portable import modelslim
 from glm_portable.errors import UsageError
 
 
@@ -53,7 +54,10 @@ class ModelConfig:
 
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
-        """Read `config.json` of a checkpoint folder. Raises UsageError on anything not GLM-4.5."""
+        """Read `config.json` of a checkpoint folder. Raises UsageError on anything not GLM-4.5.
+
+        Its quantisation is that of `quantization_config`, or of msmodelslim's description.
+        """
         path = folder / "config.json"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -65,7 +69,11 @@ class ModelConfig:
             raise UsageError(f"{path} is not valid JSON ({error}): download it again.") from None
         if not isinstance(raw, dict):
             raise UsageError(f"{path} holds a {type(raw).__name__}, not an object.")
-        return cls.from_dict(raw, str(path))
+        tags = modelslim.load(folder)
+        if tags is None:
+            return cls.from_dict(raw, str(path))
+        config = cls.from_dict(modelslim.without_pointer(raw, folder), str(path))
+        return replace(config, quantization=W8A8 if modelslim.DYNAMIC in tags.values() else None)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> "ModelConfig":
@@ -170,6 +178,10 @@ class Quantization:
             f"{source}: quantisation method {method!r} is not supported; use the BF16 checkpoint, "
             "compressed-tensors FP8 or INT8 (per channel), or FP8 with 128x128 blocks."
         )
+
+
+W8A8 = Quantization("int8", None, True)
+"""INT8 weights with one scale an output channel, and INT8 activations with one a token."""
 
 
 def _compressed_tensors(raw: dict[str, Any], source: str) -> Quantization:

@@ -8,6 +8,7 @@ glm.generate([{"role": "user", "content": "Hello"}], max_tokens=100).content
 """
 
 import json
+import logging
 import queue
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm_portable import hub, ops, pocket
+from glm_portable import formats, hub, ops, pocket
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.engine.engine import Engine, EngineFailure, EngineLimits, default_limits
-from glm_portable.engine.limits import MEMORY_FRACTION
+from glm_portable.engine.limits import MEMORY_FRACTION, available_memory
 from glm_portable.engine.types import Delta, FinishReason, SamplingParams
 from glm_portable.errors import UsageError
 from glm_portable.model import Model, Trace
@@ -31,9 +32,13 @@ from glm_portable.serve.chat import ChatTemplate, Format, tool_call_format
 from glm_portable.serve.events import Content, Event, ToolCall, fold
 from glm_portable.serve.parsing import Parser
 from glm_portable.tokenizer import Tokenizer
+from glm_portable.virtual import connect
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 PAGE_SIZE = 16
+logger = logging.getLogger(__name__)
+SIMULATED_SEQS, SIMULATED_TOKENS = 4, 64
+"""Of one step on a simulated chip, where a token takes seconds and a step cannot be stopped."""
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 """Text, token ids, or the messages of a conversation."""
@@ -66,9 +71,10 @@ class GLM:
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        simulated: bool = False,
     ) -> None:
         self.name, self.folder, self.model = name, folder, model
-        self._max_model_len = max_model_len
+        self._max_model_len, self._simulated = max_model_len, simulated
         self.tokenizer = Tokenizer.load(folder, model.config)
         self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
         self.call_format: Format = tool_call_format(tool_call_parser, self.chat)
@@ -81,31 +87,43 @@ class GLM:
         *,
         backend: str = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
+        router_bias_from: Path | None = None,
         revision: str | None = None,
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        virtual: str | None = None,
         on_bytes: Callable[[int, int], None] | None = None,
+        on_note: Callable[[str], None] = logger.warning,
     ) -> "GLM":
         """Load a folder, a Hugging Face id or "modelscope:ID"; None is the embedded pocket model.
 
-        dtype: bfloat16, float32, float64, or auto for the checkpoint's own. max_model_len: the
-        window that `generate` has room for, the model's own if None. on_bytes is called with
-        (bytes just read, bytes in all). Raises UsageError for whatever cannot be loaded.
+        dtype: bfloat16, float32, float64, or auto for the checkpoint's own. quantization: "w8a8" or
+        "bf16" to convert the weights as they are read; None takes them as stored, or what fits if
+        the backend does not run that. router_bias_from: the original of a conversion that lost its
+        router biases. max_model_len: the window that `generate` has room for, the model's own if
+        None. virtual: a chip to simulate, on which the backend computes. on_bytes is called with
+        (bytes just read, bytes in all), on_note with what a person should know of the conversion.
+        Raises UsageError for whatever cannot be loaded.
         """
         folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
         config = ModelConfig.load(folder)
-        chosen = ops.load(backend)
+        chosen = ops.load(backend) if virtual is None else connect(backend, virtual)
         weights = Checkpoint(
             folder,
             config,
             dtype=_dtype(dtype, config),
             device=chosen.device,
+            router_bias_from=router_bias_from,
             on_bytes=None if on_bytes is None else lambda n: on_bytes(n, weights.total_bytes),
         )
+        weights.quantization = _conversion(quantization, weights, chosen, on_note)
         # The small files first: a fault in them shows before minutes of reading weights.
         Tokenizer.load(folder, config)
         loaded = Model(config, chosen, weights)
+        if weights.conversion_errors:
+            on_note(_lost(weights.conversion_errors))
         name = "glm-pocket" if model is None else str(model)
         return cls(
             name,
@@ -114,6 +132,7 @@ class GLM:
             chat_template=chat_template,
             tool_call_parser=tool_call_parser,
             max_model_len=max_model_len,
+            simulated=virtual is not None,
         )
 
     def logits(self, ids: Sequence[int]) -> Tensor:
@@ -195,8 +214,12 @@ class GLM:
         memory_bytes: of the KV cache; None is half of the device's free memory.
         """
         device = self.model.ops.device
+        if self._simulated:
+            max_num_seqs = SIMULATED_SEQS if max_num_seqs is None else max_num_seqs
+            if max_num_batched_tokens is None:
+                max_num_batched_tokens = SIMULATED_TOKENS
         if memory_bytes is None and device.type != "cpu":
-            memory_bytes = int(torch.accelerator.get_memory_info(device)[0] * MEMORY_FRACTION)
+            memory_bytes = int(_free_memory(device) * MEMORY_FRACTION)
         return default_limits(
             self.model.config,
             self.model.dtype.itemsize,
@@ -210,7 +233,8 @@ class GLM:
     @cached_property
     def engine(self) -> Engine:
         """The engine that `generate` and `stream` use, started at the first use."""
-        limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=16)
+        seqs = SIMULATED_SEQS if self._simulated else 16
+        limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=seqs)
         return Engine(self.model, self.tokenizer, limits).start()
 
     def _forward(self, ids: Sequence[int], trace: Trace | None = None) -> tuple[Tensor, Tensor]:
@@ -267,6 +291,34 @@ def _dtype(name: str, config: ModelConfig) -> torch.dtype:
     if name not in DTYPES:
         raise UsageError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
+
+
+def _conversion(
+    asked: str | None, weights: Checkpoint, backend: ops.Ops, on_note: Callable[[str], None]
+) -> str | None:
+    """What to convert the weights to; measures memory only where the backend leaves no choice."""
+
+    def measure() -> formats.Memory:
+        sizes = {target: weights.loaded_bytes(target) for target in formats.TARGETS}
+        return formats.Memory(sizes, _free_memory(backend.device))
+
+    stored = formats.stored_format(weights.config)
+    choice = formats.choose(asked, stored, ops.formats(backend), backend.name, measure)
+    if choice.note is not None:
+        on_note(choice.note)
+    return choice.quantization
+
+
+def _lost(errors: dict[str, float]) -> str:
+    worst = ", ".join(f"{error:.2%} in {group}" for group, error in sorted(errors.items()))
+    return f"Rounded weights to INT8: relative error of the worst matrix {worst}"
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated there."""
+    if device.type == "cpu":
+        return available_memory()
+    return int(torch.accelerator.get_memory_info(device)[0])
 
 
 def _sampling_of(folder: Path) -> SamplingParams:

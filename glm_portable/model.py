@@ -78,10 +78,10 @@ class Attention:
         q_THC, k_TGC, v_TGC = (
             x.view(len(x), -1, self.size) for x in torch.split(qkv, self.widths, dim=-1)
         )
-        q_THC, k_TGC = self.ops.rope(
-            q_THC, k_TGC, rotary.cos_TC, rotary.sin_TC, self.q_norm, self.k_norm, self.eps
-        )
-        self.ops.store(k_TGC, v_TGC, cache, step)
+        q_THC = self.ops.rope_store(
+            q_THC, k_TGC, v_TGC, rotary.cos_TC, rotary.sin_TC, cache, step,
+            self.q_norm, self.k_norm, self.eps,
+        )  # fmt: skip
         y_THC = self.ops.attend(q_THC, cache, step, self.size**-0.5)
         return self.ops.linear(y_THC.flatten(1), self.out)
 
@@ -190,12 +190,10 @@ class MTP:
         return embed_VD if torch.equal(own, embed_VD) else own
 
     def _own_head(self, weights: Checkpoint, prefix: str, embed_VD: Tensor, head: Weight) -> Weight:
-        """As for the embedding; FP8 files round this copy, so there too the model's head serves."""
+        """As for the embedding; 8-bit files round this copy, so the model's serves too."""
         name = f"{prefix}.shared_head.head"
-        scales = [s for s in ("scale", "scale_inv") if weights.has(f"{name}.weight_{s}")]
-        if scales:
-            weights.skip(f"{name}.weight")
-            weights.skip(f"{name}.weight_{scales[0]}")
+        if weights.is_quantised(name):
+            weights.skip_linear(name)
         elif weights.has(f"{name}.weight"):
             v, d = embed_VD.shape
             own = weights.weight([name], [v], d)

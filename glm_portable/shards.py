@@ -51,6 +51,12 @@ class Entry:
         self.read_into(out)
         return out
 
+    def rows(self, begin: int, end: int) -> Tensor:
+        """Rows `begin` to `end` of a matrix as stored, on the host."""
+        out = torch.empty((end - begin, *self.shape[1:]), dtype=self.dtype)
+        self.shard.read_into(self.offset + begin * (self.nbytes // self.shape[0]), out)
+        return out
+
     def read_into(self, out: Tensor) -> None:
         """Fill the contiguous `out`, of as many elements; converts (rounding once) and moves."""
         if out.device.type == "cpu" and out.dtype == self.dtype:
@@ -143,32 +149,40 @@ def open_folder(folder: Path) -> dict[str, Entry]:
     """Every tensor of a checkpoint by name; only headers are read.
 
     That is model.safetensors or the files of the index, plus files beside them that the index does
-    not list (MTP layers of other makers come so). Raises UsageError for a missing or corrupt file,
-    an index that does not fit its files, or a tensor that two files hold.
+    not list (MTP layers of other makers come so, and msmodelslim's single files have another name).
+    Raises UsageError for a missing or corrupt file, an index that does not fit its files, or a
+    tensor that two files hold.
     """
-    index = _index(folder)
-    listed = sorted(set(index.values())) or [SINGLE_FILE]
+    index_file, index = _index(folder)
+    listed = sorted(set(index.values()))
+    if not listed and (folder / SINGLE_FILE).exists():
+        listed = [SINGLE_FILE]
     entries: dict[str, Entry] = {}
     for file in listed:
-        _check_present(folder, file, bool(index))
+        if not (folder / file).exists():
+            raise UsageError(f"{folder / file}, listed in {index_file}, is missing: download it.")
         _add(entries, Shard(folder / file))
     for name, file in index.items():
         if name not in entries or entries[name].shard.path.name != file:
             raise UsageError(
-                f"{folder / file} lacks {name}, which {INDEX_FILE} says it holds: "
+                f"{folder / file} lacks {name}, which {index_file} says it holds: "
                 "download both again."
             )
     for path in sorted(folder.glob("*.safetensors")):
         if path.name not in listed:
             _add_unlisted(entries, Shard(path))
+    if not entries and not listed:
+        raise UsageError(
+            f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: download the weights."
+        )
     return entries
 
 
-def _index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name; empty when there is no index."""
-    path = folder / INDEX_FILE
-    if not path.exists():
-        return {}
+def _index(folder: Path) -> tuple[str, dict[str, str]]:
+    """The index's file name, and tensor name -> file name; empty when there is no index."""
+    path = _index_file(folder)
+    if path is None:
+        return "", {}
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files = set(weight_map.values())
@@ -179,15 +193,20 @@ def _index(folder: Path) -> dict[str, str]:
     # The index is foreign input: it must not name files outside its folder.
     if not files or any(not isinstance(f, str) or Path(f).name != f for f in files):
         raise UsageError(f"{path} must name files of its own folder: download it again.")
-    return dict(weight_map)
+    return path.name, dict(weight_map)
 
 
-def _check_present(folder: Path, file: str, by_index: bool) -> None:
-    if (folder / file).exists():
-        return
-    if by_index:
-        raise UsageError(f"{folder / file}, listed in {INDEX_FILE}, is missing: download it.")
-    raise UsageError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: download the weights.")
+def _index_file(folder: Path) -> Path | None:
+    """model.safetensors.index.json, or the only other one (quant_model_weights... and the like)."""
+    if (folder / INDEX_FILE).exists():
+        return folder / INDEX_FILE
+    found = sorted(folder.glob("*.safetensors.index.json"))
+    if len(found) > 1:
+        raise UsageError(
+            f"{folder} has {len(found)} indexes ({found[0].name}, {found[1].name}) and none is "
+            f"{INDEX_FILE}: keep the one that belongs to the weights."
+        )
+    return found[0] if found else None
 
 
 def _add(entries: dict[str, Entry], shard: Shard) -> None:

@@ -1,7 +1,8 @@
 """What a person sees in the terminal: the loading bar, streamed answers, the chat."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -11,30 +12,45 @@ from glm_portable.engine.engine import EngineFailure
 from glm_portable.errors import UsageError
 from glm_portable.glm import GLM
 from glm_portable.serve.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from glm_portable.virtual import banner
 
 Message = dict[str, Any]
 
 
-def load_with_progress(model: str | None, **options: Any) -> GLM:
-    """GLM.load with a progress bar on stderr and, at the end, one line with the speed."""
+def load_with_progress(model: str | None, *, virtual: str | None = None, **options: Any) -> GLM:
+    """GLM.load with a progress bar on stderr and, at the end, one line with the speed.
+
+    virtual: a chip to simulate; what that means is said before anything else.
+    """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    size = 0
     begin = time.monotonic()
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("loading", total=None)
-        glm = GLM.load(
-            model,
-            on_bytes=lambda n, total: progress.update(task, advance=n, total=total),
-            **options,
-        )
-        size = progress.tasks[task].completed
+    with progress_bar("loading", console) as advance:
+
+        def on_bytes(count: int, total: int) -> None:
+            nonlocal size
+            size += count
+            advance(count, total)
+
+        glm = GLM.load(model, virtual=virtual, on_bytes=on_bytes, on_note=console.print, **options)
     seconds = time.monotonic() - begin
+    if virtual is not None:
+        console.print(banner(virtual), style="bold yellow", markup=False)
     console.print(
         f"Loaded {glm.name}: {size / 1e6:,.1f} MB in {seconds:.1f} s "
         f"({size / 1e6 / seconds:,.0f} MB/s), {_dtype(glm)} on {glm.model.ops.name}"
     )
     return glm
+
+
+@contextmanager
+def progress_bar(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes, where there is a terminal; yields what to call with (more bytes, of all)."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda count, total: progress.update(task, advance=count, total=total)
 
 
 def _dtype(glm: GLM) -> str:

@@ -11,14 +11,16 @@ PACKAGE = Path(__file__).parents[1] / "glm_portable"
 
 LAYERS = [
     {"errors"},
+    {"modelslim"},
     {"config", "shards", "hub", "pocket", "tasks"},
     {"ops", "tokenizer"},
-    {"kernels"},
+    {"kernels", "stored"},
+    {"formats"},
     {"backends", "checkpoint"},
     {"model", "virtual"},
     {"engine", "verify"},
     {"serve"},
-    {"glm", "evaluate"},
+    {"glm", "evaluate", "convert"},
     {"bench", "options", "terminal"},
     {"commands"},
     {"cli"},

@@ -20,6 +20,8 @@ FILES = {
     "model-00001-of-00001.safetensors": b"weights",
     "model.safetensors.index.json": b"{}",
     "mtp.safetensors": b"more weights",
+    "quant_model_description.json": b"{}",
+    "quant_model_weights.safetensors.index.json": b"{}",
     "tokenizer.json": b"{}",
     "tokenizer_config.json": b"{}",
     "chat_template.jinja": b"[gMASK]<sop>",

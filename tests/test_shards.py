@@ -151,8 +151,32 @@ def test_a_file_that_shrinks_after_opening_is_named(tmp_path: Path) -> None:
 
 
 def test_no_weights_at_all(tmp_path: Path) -> None:
-    save_file(pair(), tmp_path / "other.safetensors")
+    save_file({"base_model.a": torch.ones(2)}, tmp_path / "adapter.safetensors")
     with pytest.raises(UsageError, match="has neither model.safetensors nor"):
+        open_folder(tmp_path)
+
+
+def test_files_of_other_names_need_no_index(tmp_path: Path) -> None:
+    for i, (name, tensor) in enumerate(pair().items()):
+        save_file(
+            {name: tensor}, tmp_path / f"quant_model_weights-0000{i + 1}-of-00002.safetensors"
+        )
+    assert set(open_folder(tmp_path)) == set(pair())
+
+
+def test_an_index_of_another_name_is_followed_and_two_are_refused(tmp_path: Path) -> None:
+    two_shards(tmp_path)
+    index = (tmp_path / "model.safetensors.index.json").rename(
+        tmp_path / "quant_model_weights.safetensors.index.json"
+    )
+    assert set(open_folder(tmp_path)) == set(pair())
+    (tmp_path / "1.safetensors").unlink()
+    with pytest.raises(
+        UsageError, match=r"1\.safetensors, listed in quant_model_weights.* missing"
+    ):
+        open_folder(tmp_path)
+    (tmp_path / "other.safetensors.index.json").write_text(index.read_text())
+    with pytest.raises(UsageError, match="2 indexes"):
         open_folder(tmp_path)
 
 
