@@ -1,18 +1,44 @@
-# make serve   set up and serve the embedded pocket model      (PORT=8123, ARGS="--max-num-seqs 4")
-# make test    set up and run the tests
-# make check   set up and run ruff format, ruff and mypy
+# make serve       set up and serve the embedded pocket model      (PORT=8123, ARGS="--max-num-seqs 4")
+# make test        set up and run the tests; the kernels in the interpreter and on simulated chips
+# make verify-gpu  every case of the kernel tests on every machine that is not here: an hour or two
+#                  (MACHINE=gpu for the one that is here, or interpreter, gfx942, gfx950)
+# make check       set up and run ruff format, ruff and mypy
 PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
+MACHINE ?=
 BIN := .venv/bin
+INTERPRET := TRITON_INTERPRET=1 $(BIN)/pytest -q
+KERNELS := $(BIN)/pytest -q tests/kernels
 
-.PHONY: serve test check
+.PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 check \
+	verify-gpu verify-everywhere
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
-test: .venv/kernels
-	$(BIN)/pytest -q --ignore=tests/interpreter $(ARGS)
-	TRITON_INTERPRET=1 $(BIN)/pytest -q tests/interpreter
+test: test-unit test-kernels
+
+test-unit: .venv/kernels
+	$(BIN)/pytest -q --ignore=tests/interpreter --ignore=tests/kernels $(ARGS)
+
+# With -j2 these run beside each other.
+test-kernels: test-interpreter test-gfx942 test-gfx950
+
+test-interpreter: .venv/kernels
+	$(INTERPRET) tests/interpreter tests/kernels
+
+test-gfx942 test-gfx950: test-%: .venv/kernels
+	$(KERNELS) --machine $*
+
+verify-gpu: $(if $(MACHINE),verify-$(MACHINE),verify-everywhere)
+
+verify-everywhere: verify-interpreter verify-gfx942 verify-gfx950
+
+verify-interpreter: .venv/kernels
+	$(INTERPRET) tests/interpreter tests/kernels --full
+
+verify-%: .venv/kernels
+	$(KERNELS) --machine $* --full
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -29,4 +55,15 @@ check: .venv/installed
 # What the GPU kernels are written in; serving on the CPU does without.
 .venv/kernels: .venv/installed requirements-kernels.lock
 	$(BIN)/pip install --quiet --requirement requirements-kernels.lock
+	touch $@
+
+# The Ascend backend on virtual NPUs, with the real torch_npu, in an environment of its own.
+.PHONY: test-ascend
+test-ascend: .venv-ascend/installed
+	.venv-ascend/bin/pytest -q tests/ascend $(ARGS)
+
+.venv-ascend/installed: requirements-ascend.lock pyproject.toml
+	$(PYTHON) -m venv .venv-ascend
+	.venv-ascend/bin/pip install --quiet --requirement requirements-ascend.lock
+	TORCH_DEVICE_BACKEND_AUTOLOAD=0 .venv-ascend/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

@@ -5,7 +5,7 @@
 | linear, plain weights | torch: cuBLASLt, hipBLASLt |
 | linear, FP8 per channel with FP8 activations | torch._scaled_mm with row-wise scales, bf16 |
 | linear, other FP8 (blocks, bf16 activations, odd widths) | kernels/grouped_gemm.py |
-| experts, attention, router, norm, rope, silu, store | kernels/ |
+| experts, attention, router, norm, rope and store, silu | kernels/ |
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 from glm_portable.backends.reference import quantize_per_token
 from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
-from glm_portable.kernels import attention, norm, rope, route, silu, store, tiles
+from glm_portable.kernels import attention, norm, rope, route, silu, tiles
 from glm_portable.kernels.align import align
 from glm_portable.kernels.grouped_gemm import Matrices, combine, gemm, grouped_gemm
 from glm_portable.kernels.launch import Launch
@@ -95,23 +95,25 @@ class GpuOps:
         """silu(first half) * second half."""
         return silu.silu_mul(self.launch, x_T2F)
 
-    def rope(
+    def rope_store(
         self,
         q_THC: Tensor,
         k_TGC: Tensor,
+        v_TGC: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
+        cache: KVCache,
+        step: Step,
         q_norm_C: Tensor | None = None,
         k_norm_C: Tensor | None = None,
         eps: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Norm and rotation in one pass over the heads."""
-        return rope.rope(self.launch, q_THC, k_TGC, cos_TC, sin_TC, q_norm_C, k_norm_C, eps)
-
-    def store(self, k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
-        """Into the pages, in their type."""
+    ) -> Tensor:
+        """Norm, rotation and cache in one pass over the heads."""
         self._check_dialect(cache.k_PSGC.dtype)
-        store.store(self.launch, k_TGC, v_TGC, cache, step.slots_T)
+        return rope.rope_store(
+            self.launch, q_THC, k_TGC, v_TGC, cos_TC, sin_TC, cache, step.slots_T,
+            q_norm_C, k_norm_C, eps,
+        )  # fmt: skip
 
     def attend(self, q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
         """Causal grouped-query attention over the pages."""

@@ -80,6 +80,24 @@ def store(k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
         pages.flatten(0, 1)[step.slots_T] = x_TGC.to(pages.dtype)
 
 
+def rope_store(
+    q_THC: Tensor,
+    k_TGC: Tensor,
+    v_TGC: Tensor,
+    cos_TC: Tensor,
+    sin_TC: Tensor,
+    cache: KVCache,
+    step: Step,
+    q_norm_C: Tensor | None = None,
+    k_norm_C: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """`rope`, then `store`."""
+    q_THC, k_TGC = rope(q_THC, k_TGC, cos_TC, sin_TC, q_norm_C, k_norm_C, eps)
+    store(k_TGC, v_TGC, cache, step)
+    return q_THC
+
+
 def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
     """softmax(q k^T * scale + causal mask) v, one sequence at a time, softmax in float32."""
     out = torch.empty_like(q_THC)

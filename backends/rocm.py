@@ -33,4 +33,4 @@ def virtual(arch: str, launch: Launch) -> GpuOps:
 
     Dense products are then torch's on the CPU: there is no vendor library to simulate.
     """
-    return GpuOps("rocm", torch.device("cpu"), Target(arch), launch)
+    return GpuOps(f"rocm on a simulated {arch}", torch.device("cpu"), Target(arch), launch)

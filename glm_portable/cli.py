@@ -30,6 +30,7 @@ def model_options(command: F) -> F:
         [
             click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL"),
             option("--backend", default="auto", help="auto, cpu, cuda, rocm or reference."),
+            option("--virtual", metavar="CHIP", help="Simulate gfx942 or gfx950: slow, for tests."),
             option("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32."),
             option(
                 "--quantization",
@@ -203,6 +204,7 @@ def convert(model: str, output: Path, **options: Any) -> None:
 
 LOAD_OPTIONS = (
     "backend",
+    "virtual",
     "dtype",
     "quantization",
     "router_bias_from",

@@ -72,12 +72,13 @@ def run_server(
         service = Service(
             engine, glm.chat, glm.tokenizer, glm.call_format, limits.max_model_len, settings
         )
-        return run(service, sock, lambda url: console.print(_ready(url, settings)))
+        machine = glm.model.ops.name
+        return run(service, sock, lambda url: console.print(_ready(url, settings, machine)))
 
 
-def _ready(url: str, settings: ServerSettings) -> str:
+def _ready(url: str, settings: ServerSettings, machine: str) -> str:
     names = ", ".join(settings.served_model_names)
-    return f"Serving {names} at {url}/v1 (Ctrl-C finishes what runs and ends)"
+    return f"Serving {names} on {machine} at {url}/v1 (Ctrl-C finishes what runs and ends)"
 
 
 def run_convert(

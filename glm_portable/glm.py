@@ -32,10 +32,13 @@ from glm_portable.serve.chat import ChatTemplate, Format, tool_call_format
 from glm_portable.serve.events import Content, Event, ToolCall, fold
 from glm_portable.serve.parsing import Parser
 from glm_portable.tokenizer import Tokenizer
+from glm_portable.virtual import connect
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 PAGE_SIZE = 16
 logger = logging.getLogger(__name__)
+SIMULATED_SEQS, SIMULATED_TOKENS = 4, 64
+"""Of one step on a simulated chip, where a token takes seconds and a step cannot be stopped."""
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 """Text, token ids, or the messages of a conversation."""
@@ -68,9 +71,10 @@ class GLM:
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        simulated: bool = False,
     ) -> None:
         self.name, self.folder, self.model = name, folder, model
-        self._max_model_len = max_model_len
+        self._max_model_len, self._simulated = max_model_len, simulated
         self.tokenizer = Tokenizer.load(folder, model.config)
         self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
         self.call_format: Format = tool_call_format(tool_call_parser, self.chat)
@@ -89,6 +93,7 @@ class GLM:
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        virtual: str | None = None,
         on_bytes: Callable[[int, int], None] | None = None,
         on_note: Callable[[str], None] = logger.warning,
     ) -> "GLM":
@@ -98,12 +103,13 @@ class GLM:
         "bf16" to convert the weights as they are read; None takes them as stored, or what fits if
         the backend does not run that. router_bias_from: the original of a conversion that lost its
         router biases. max_model_len: the window that `generate` has room for, the model's own if
-        None. on_bytes is called with (bytes just read, bytes in all), on_note with what a person
-        should know of the conversion. Raises UsageError for whatever cannot be loaded.
+        None. virtual: a chip to simulate, on which the backend computes. on_bytes is called with
+        (bytes just read, bytes in all), on_note with what a person should know of the conversion.
+        Raises UsageError for whatever cannot be loaded.
         """
         folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
         config = ModelConfig.load(folder)
-        chosen = ops.load(backend)
+        chosen = ops.load(backend) if virtual is None else connect(backend, virtual)
         weights = Checkpoint(
             folder,
             config,
@@ -126,6 +132,7 @@ class GLM:
             chat_template=chat_template,
             tool_call_parser=tool_call_parser,
             max_model_len=max_model_len,
+            simulated=virtual is not None,
         )
 
     def logits(self, ids: Sequence[int]) -> Tensor:
@@ -207,6 +214,10 @@ class GLM:
         memory_bytes: of the KV cache; None is half of the device's free memory.
         """
         device = self.model.ops.device
+        if self._simulated:
+            max_num_seqs = SIMULATED_SEQS if max_num_seqs is None else max_num_seqs
+            if max_num_batched_tokens is None:
+                max_num_batched_tokens = SIMULATED_TOKENS
         if memory_bytes is None and device.type != "cpu":
             memory_bytes = int(_free_memory(device) * MEMORY_FRACTION)
         return default_limits(
@@ -222,7 +233,8 @@ class GLM:
     @cached_property
     def engine(self) -> Engine:
         """The engine that `generate` and `stream` use, started at the first use."""
-        limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=16)
+        seqs = SIMULATED_SEQS if self._simulated else 16
+        limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=seqs)
         return Engine(self.model, self.tokenizer, limits).start()
 
     def _forward(self, ids: Sequence[int], trace: Trace | None = None) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class KVCache:
     """Keys and values of one layer in pages of S slots; slot number = page * S + offset.
 
     k_scale and v_scale: each number in the pages stands for itself times its scale. They serve
-    FP8 pages; `store` divides by them and keeps what is too large at the largest FP8.
+    FP8 pages; `rope_store` divides by them and keeps what is too large at the largest FP8.
     """
 
     k_PSGC: Tensor
@@ -181,24 +181,26 @@ class Ops(Protocol):
     def silu_mul(self, x_T2F: Tensor) -> Tensor:
         """silu(first half) * second half: (T, F)."""
 
-    def rope(
+    def rope_store(
         self,
         q_THC: Tensor,
         k_TGC: Tensor,
+        v_TGC: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
+        cache: KVCache,
+        step: Step,
         q_norm_C: Tensor | None = None,
         k_norm_C: Tensor | None = None,
         eps: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Normalise each head (if given norms), then rotate its first cos_TC.shape[-1] dimensions.
+    ) -> Tensor:
+        """The queries, normalised (if given norms) and rotated: (T, H, C).
 
-        cos_TC and sin_TC hold each angle twice, in their first and their second half; dimension i
-        of the first half is rotated against the same dimension of the second (NeoX order).
+        Keys are treated alike and, with the values as they are, written into their tokens' slots.
+        The first cos_TC.shape[-1] dimensions of a head are rotated. cos_TC and sin_TC hold each
+        angle twice, in their first and their second half; dimension i of the first half is rotated
+        against the same dimension of the second (NeoX order).
         """
-
-    def store(self, k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
-        """Write each token's key and value into its slot."""
 
     def attend(self, q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
         """Causal grouped-query attention over the pages, this step's tokens included: (T, H, C)."""

@@ -12,12 +12,16 @@ from glm_portable.engine.engine import EngineFailure
 from glm_portable.errors import UsageError
 from glm_portable.glm import GLM
 from glm_portable.serve.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from glm_portable.virtual import banner
 
 Message = dict[str, Any]
 
 
-def load_with_progress(model: str | None, **options: Any) -> GLM:
-    """GLM.load with a progress bar on stderr and, at the end, one line with the speed."""
+def load_with_progress(model: str | None, *, virtual: str | None = None, **options: Any) -> GLM:
+    """GLM.load with a progress bar on stderr and, at the end, one line with the speed.
+
+    virtual: a chip to simulate; what that means is said before anything else.
+    """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     size = 0
     begin = time.monotonic()
@@ -28,8 +32,10 @@ def load_with_progress(model: str | None, **options: Any) -> GLM:
             size += count
             advance(count, total)
 
-        glm = GLM.load(model, on_bytes=on_bytes, on_note=console.print, **options)
+        glm = GLM.load(model, virtual=virtual, on_bytes=on_bytes, on_note=console.print, **options)
     seconds = time.monotonic() - begin
+    if virtual is not None:
+        console.print(banner(virtual), style="bold yellow", markup=False)
     console.print(
         f"Loaded {glm.name}: {size / 1e6:,.1f} MB in {seconds:.1f} s "
         f"({size / 1e6 / seconds:,.0f} MB/s), {_dtype(glm)} on {glm.model.ops.name}"

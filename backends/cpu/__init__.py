@@ -25,16 +25,15 @@ from glm_portable.backends.reference import (
     choose,
     quantize_per_token,
     rms_norm,
-    rope,
+    rope_store,
     silu_mul,
-    store,
 )
 from glm_portable.config import ModelConfig
 from glm_portable.ops import KVCache, Step, Weight
 
 __all__ = [
-    "attend", "device", "experts", "kernel", "linear", "name", "pack", "rms_norm", "rope", "route",
-    "silu_mul", "store",
+    "attend", "device", "experts", "kernel", "linear", "name", "pack", "rms_norm", "rope_store",
+    "route", "silu_mul",
 ]  # fmt: skip
 
 name = "cpu"

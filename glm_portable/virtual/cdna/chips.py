@@ -1,4 +1,4 @@
-"""What differs between the chips."""
+"""What FP8 means to the chips that are simulated; what else they have: virtual.chips."""
 
 from dataclasses import dataclass
 
@@ -14,17 +14,16 @@ from glm_portable.virtual.cdna.conversions import (
 
 @dataclass(frozen=True)
 class Chip:
-    """fp8, bf8: the formats of instructions named so. lds_bytes: a workgroup's limit."""
+    """fp8, bf8: the formats of instructions named so."""
 
     name: str
     fp8: MiniFloat
     bf8: MiniFloat
-    lds_bytes: int
 
 
 CHIPS = {
-    "gfx942": Chip("gfx942", E4M3FNUZ, E5M2FNUZ, 64 * 1024),
-    "gfx950": Chip("gfx950", E4M3FN, E5M2, 160 * 1024),
+    "gfx942": Chip("gfx942", E4M3FNUZ, E5M2FNUZ),
+    "gfx950": Chip("gfx950", E4M3FN, E5M2),
 }
 
 

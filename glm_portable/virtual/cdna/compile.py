@@ -1,22 +1,20 @@
-"""Offline compilation of a Triton kernel for a CDNA chip, as its run-time JIT would do it."""
+"""From a kernel and its arguments to a program and the values it is given."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
-
 from glm_portable.errors import UsageError
+from glm_portable.virtual import chips
 from glm_portable.virtual.cdna.chips import chip_named
+from glm_portable.virtual.compiling import Artifact, Specialisation, specialise
 
 
 @dataclass(frozen=True)
 class Compiled:
     """text: the assembly. lds_bytes: of a workgroup. arguments: the values that are passed at run
-    time, in order, without those compiled in."""
+    time, in order, without those compiled in. bound: every parameter's value by name."""
 
     name: str
     arch: str
@@ -30,35 +28,28 @@ class Compiled:
 def compile_kernel(
     kernel: Any, arguments: Sequence[Any], arch: str, options: Mapping[str, Any]
 ) -> Compiled:
-    """Specialise on the arguments by the JIT's own code (divisibility by 16, pointer ranges, ints
-    equal to 1) and compile; no driver and no GPU take part.
+    """Compile as for a launch with these arguments; code once made is kept in the process.
 
     arguments: torch tensors on the CPU and scalars, in the kernel's order. options: further
     arguments by name, constexprs and compile options (num_warps, num_stages, ...).
     Raises UsageError for what is no JIT function, and for LDS beyond the chip's.
     """
-    chip = chip_named(arch)
-    if not isinstance(kernel, JITFunction):
+    chip_named(arch)
+    specialisation, bound = specialise(kernel, arguments, options, chips.chip(arch))
+    built = _built(specialisation)
+    limit = built.chip.shared_limit
+    if built.shared > limit:
         raise UsageError(
-            f"a {type(kernel).__name__} cannot be simulated; pass the @triton.jit function (with "
-            "TRITON_INTERPRET unset), not its autotuner or heuristics."
+            f"{built.kernel} needs {built.shared} bytes of LDS; {arch} has {limit}: use smaller "
+            "tiles or fewer stages."
         )
-    target = GPUTarget("hip", arch, 64)
-    backend = make_backend(target)
-    named = {"debug": False, **options}
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, extra = binder(*arguments, **named)
-    parsed, signature, constexprs, attributes = kernel._pack_args(
-        backend, named, bound, specialization, extra
+    signature = specialisation.signature
+    passed = tuple(value for name, value in bound.items() if signature[name] != "constexpr")
+    return Compiled(
+        built.kernel, arch, built.assembly, built.shared, built.num_warps, passed, bound
     )
-    source = ASTSource(kernel, signature, constexprs, attributes)
-    built = triton.compile(source, target=target, options=parsed.__dict__)
-    lds_bytes = built.metadata.shared
-    if lds_bytes > chip.lds_bytes:
-        raise UsageError(
-            f"{kernel.__name__} needs {lds_bytes} bytes of LDS; {arch} has {chip.lds_bytes}: use "
-            "smaller tiles or fewer stages."
-        )
-    passed = tuple(v for k, v in bound.items() if signature[k] != "constexpr")
-    text = built.asm["amdgcn"]
-    return Compiled(kernel.__name__, arch, text, lds_bytes, parsed.num_warps, passed, bound)
+
+
+@functools.lru_cache(maxsize=512)
+def _built(specialisation: Specialisation) -> Artifact:
+    return specialisation.compile()

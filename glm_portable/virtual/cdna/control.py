@@ -102,6 +102,7 @@ def _undefined_condition(condition: str) -> Callable[[Wave], bool]:
 
 
 def _bind_mode(instruction: Instruction) -> Execute:
+    instruction.expect(2)
     register, value = instruction.operands
     if not _OVERFLOW_MODE.fullmatch(register.text):
         raise UnsupportedInstruction(f"write to {register.text}")

@@ -97,5 +97,18 @@ def to_fp16(x: Floats) -> Codes:
         return x.astype(np.float16).view(np.uint16).astype(np.uint32)
 
 
+def to_fp16_saturated(x: Floats) -> Codes:
+    """As to_fp16, but a finite value that overflows becomes the largest one."""
+    codes = to_fp16(x)
+    overflow = (codes & np.uint32(0x7FFF) == 0x7C00) & np.isfinite(x)
+    return np.where(overflow, codes - np.uint32(1), codes)
+
+
+def to_fp16_toward_zero(x: Floats) -> Codes:
+    codes = to_fp16(x)
+    larger = np.abs(from_fp16(codes)) > np.abs(x)
+    return np.where(larger, codes - np.uint32(1), codes)
+
+
 def from_fp16(codes: Codes) -> Floats:
     return codes.astype(np.uint16).view(np.float16).astype(np.float32)

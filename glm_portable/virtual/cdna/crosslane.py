@@ -9,11 +9,12 @@ from collections.abc import Callable
 import numpy as np
 
 from glm_portable.virtual.cdna.decoded import Context, Execute
+from glm_portable.virtual.cdna.faults import UnsupportedInstruction
 from glm_portable.virtual.cdna.lanes import ALL, LANE, Words, to_mask
 from glm_portable.virtual.cdna.operands import Operand
 from glm_portable.virtual.cdna.operation import Operation
 from glm_portable.virtual.cdna.parser import Instruction
-from glm_portable.virtual.cdna.scalar import reader
+from glm_portable.virtual.cdna.scalar import destination, reader
 from glm_portable.virtual.cdna.sources import raw
 from glm_portable.virtual.cdna.state import M32, Wave
 from glm_portable.virtual.cdna.vector import bind_operation
@@ -30,13 +31,21 @@ def bind(instruction: Instruction, _: Context) -> Execute | None:
         return _bind_write(instruction)
     if name in ("v_mbcnt_lo_u32_b32", "v_mbcnt_hi_u32_b32"):
         return bind_operation(instruction, Operation(_below(name[8:10]), "uu>u"))
+    if name == "v_swap_b32":
+        return _bind_exchange(instruction)
     if name in ("v_permlane16_swap_b32", "v_permlane32_swap_b32"):
         return _bind_swap(instruction, int(name[10:12]))
     return None
 
 
+def _lanes(operand: Operand) -> Callable[[Wave], Words]:
+    if operand.kind != "vector" or operand.count != 1 or operand.modified:
+        raise UnsupportedInstruction(f"operand {operand.text!r}, not a vector register")
+    return raw(operand)
+
+
 def _copy_lane(wave: Wave, target: int, source: Operand, values: Words, lane: int) -> None:
-    undefined = wave.undefined_lanes(tuple(source.registers)) if source.kind == "vector" else 0
+    undefined = wave.undefined[source.register]
     wave.write_scalars(target, 1, int(values[lane]), M32 if undefined >> lane & 1 else 0)
 
 
@@ -44,11 +53,12 @@ def _bind_read_first(instruction: Instruction) -> Execute:
     """The first lane that EXEC enables; lane 0 if there is none."""
     instruction.expect(2)
     target, source = instruction.operands
-    read = raw(source)
+    register = destination(target, 1)
+    read = _lanes(source)
 
     def execute(wave: Wave) -> None:
         lane = (wave.exec & -wave.exec).bit_length() - 1 if wave.exec else 0
-        _copy_lane(wave, target.register, source, read(wave), lane)
+        _copy_lane(wave, register, source, read(wave), lane)
 
     return execute
 
@@ -56,11 +66,12 @@ def _bind_read_first(instruction: Instruction) -> Execute:
 def _bind_read(instruction: Instruction) -> Execute:
     instruction.expect(3)
     target, source, lane = instruction.operands
-    read, read_lane = raw(source), reader(lane, 32)
+    register = destination(target, 1)
+    read, read_lane = _lanes(source), reader(lane, 32)
 
     def execute(wave: Wave) -> None:
         wave.require_defined("lane number", lane.registers)
-        _copy_lane(wave, target.register, source, read(wave), read_lane(wave) & 63)
+        _copy_lane(wave, register, source, read(wave), read_lane(wave) & 63)
 
     return execute
 
@@ -69,6 +80,7 @@ def _bind_write(instruction: Instruction) -> Execute:
     """One lane, whatever EXEC says."""
     instruction.expect(3)
     target, source, lane = instruction.operands
+    _lanes(target)
     read, read_lane = reader(source, 32), reader(lane, 32)
 
     def execute(wave: Wave) -> None:
@@ -89,14 +101,36 @@ def _below(half: str) -> Callable[[Words, Words], Words]:
     return lambda mask, total: np.bitwise_count(mask & below).astype(np.uint32) + total
 
 
-def _bind_swap(instruction: Instruction, group: int) -> Execute:
-    """Exchange odd groups of `group` lanes of the first register with even ones of the second."""
+def _bind_exchange(instruction: Instruction) -> Execute:
+    """V_SWAP_B32: in the lanes that EXEC enables."""
     instruction.expect(2)
+    for operand in instruction.operands:
+        _lanes(operand)
+    first, second = (operand.register for operand in instruction.operands)
+
+    def execute(wave: Wave) -> None:
+        before, undefined = wave.vectors[first].copy(), wave.undefined[first]
+        wave.write_vector(first, wave.vectors[second], wave.undefined[second])
+        wave.write_vector(second, before, undefined)
+
+    return execute
+
+
+def _bind_swap(instruction: Instruction, group: int) -> Execute:
+    """Exchange odd groups of `group` lanes of the first register with even ones of the second.
+
+    What lanes that EXEC disables do is not documented.
+    """
+    instruction.expect(2)
+    for operand in instruction.operands:
+        _lanes(operand)
     first, second = (operand.register for operand in instruction.operands)
     even = LANE // group % 2 == 0
     even_mask = to_mask(even)
 
     def execute(wave: Wave) -> None:
+        if wave.exec != ALL:
+            raise UnsupportedInstruction("a swap of lanes that EXEC disables")
         a, b = wave.vectors[first], wave.vectors[second]
         a[~even], b[even] = b[even], a[~even].copy()
         ua, ub = wave.undefined[first], wave.undefined[second]

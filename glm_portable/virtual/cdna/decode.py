@@ -1,6 +1,7 @@
 """From a program's text to functions, once; what has no meaning here is refused by name."""
 
 import functools
+import re
 from collections.abc import Callable
 
 from glm_portable.virtual.cdna import (
@@ -17,8 +18,8 @@ from glm_portable.virtual.cdna import (
 from glm_portable.virtual.cdna.chips import Chip, chip_named
 from glm_portable.virtual.cdna.decoded import Context, Decoded, Execute
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction
-from glm_portable.virtual.cdna.operands import AGPR, REGISTERS, SGPR
-from glm_portable.virtual.cdna.parser import Instruction, Program, parse
+from glm_portable.virtual.cdna.operands import AGPR, FIRST_SPECIAL, SGPR, VCC
+from glm_portable.virtual.cdna.parser import Instruction, Program, parse, refuse
 
 Bind = Callable[[Instruction, Context], Execute | None]
 
@@ -34,7 +35,29 @@ _FAMILIES: tuple[tuple[str, Bind], ...] = (
     ("lds", ds.bind),
 )
 _KINDS = {"s_barrier": "barrier", "s_waitcnt": "wait"}
-_MOST_REPORTED = 8
+_IMPLICIT = {
+    "v_div_fmas_f32": (VCC, VCC + 1),
+    "s_cbranch_vccz": (VCC, VCC + 1),
+    "s_cbranch_vccnz": (VCC, VCC + 1),
+}
+"""Registers that an instruction reads without naming them."""
+
+_CDNA4 = re.compile(
+    r"v_(permlane(16|32)_swap|bitop3|minimum3|maximum3|cvt_pk_(bf16|f16)_f32|cvt_scalef32)\w*"
+)
+"""What gfx942 lacks, of the vector instructions known here; matrix shapes are in mfma."""
+
+_MODE = {
+    "float_round_mode_32": 0,
+    "float_round_mode_16_64": 0,
+    "float_denorm_mode_32": 3,
+    "float_denorm_mode_16_64": 3,
+    "dx10_clamp": 1,
+    "ieee_mode": 1,
+    "fp16_overflow": 0,
+}
+"""The initial MODE that the semantics here are of: round to nearest even, denormals kept, clamping
+of NaN to 0, signalling NaNs quieted by minimum and maximum."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -47,22 +70,21 @@ def decode_text(text: str, arch: str) -> tuple[Program, tuple[Decoded, ...]]:
 def decode(program: Program, chip: Chip) -> tuple[Decoded, ...]:
     """Raises UnsupportedInstruction that lists every line not understood, up to eight."""
     context = Context(chip, program.labels)
-    decoded, problems = [], []
+    decoded, problems = [], _mode_problems(program.directives)
     for instruction in program.instructions:
         try:
             decoded.append(decode_instruction(instruction, context))
             _check_registers(instruction, program.directives)
         except UnsupportedInstruction as problem:
             problems.append(f"line {instruction.line}: {instruction.text}: {problem.reason}")
-    if problems:
-        more = len(problems) - _MOST_REPORTED
-        rest = [f"and {more} more"] if more > 0 else []
-        raise UnsupportedInstruction("\n".join([*problems[:_MOST_REPORTED], *rest]))
+    refuse(problems)
     return tuple(decoded)
 
 
 def decode_instruction(instruction: Instruction, context: Context) -> Decoded:
     """Raises UnsupportedInstruction for a mnemonic, operand or modifier without a meaning here."""
+    if context.chip.name != "gfx950" and _CDNA4.fullmatch(instruction.mnemonic):
+        raise UnsupportedInstruction(f"{instruction.mnemonic} is not on {context.chip.name}")
     for kind, bind in _FAMILIES:
         execute = bind(instruction, context)
         if execute is not None:
@@ -80,17 +102,30 @@ def _touches(instruction: Instruction, kind: str) -> frozenset[int]:
     loads = loads and "lds" not in instruction.modifiers.values
     loads = loads and "_lds_" not in instruction.mnemonic
     named = instruction.operands[1:] if loads else instruction.operands
-    return frozenset(r for operand in named for r in operand.registers)
+    implicit = _IMPLICIT.get(instruction.mnemonic, ())
+    return frozenset((*implicit, *(r for operand in named for r in operand.registers)))
+
+
+def _mode_problems(directives: dict[str, int]) -> list[str]:
+    return [
+        f".amdhsa_{name} {directives[name]}: only {value} is simulated"
+        for name, value in _MODE.items()
+        if directives.get(name, value) != value
+    ]
 
 
 def _check_registers(instruction: Instruction, directives: dict[str, int]) -> None:
     """Refuse a register beyond what the kernel's descriptor allocates."""
     vectors = directives.get("accum_offset", AGPR)
     accumulators = directives.get("next_free_vgpr", 2 * AGPR) - vectors
-    limits = ((0, vectors), (AGPR, AGPR + max(accumulators, 0)), (SGPR, REGISTERS))
+    scalars = directives.get("next_free_sgpr", VCC - SGPR)
+    banks = (
+        (0, vectors, AGPR),
+        (AGPR, max(accumulators, 0), SGPR),
+        (SGPR, scalars, FIRST_SPECIAL),
+    )
     for operand in instruction.operands:
-        for first, limit in limits:
+        for first, allocated, end in banks:
             last = operand.register + operand.count - 1
-            bank_end = {0: AGPR, AGPR: SGPR, SGPR: REGISTERS}[first]
-            if operand.is_register and first <= last < bank_end and last >= limit:
+            if operand.is_register and first + allocated <= last < end:
                 raise UnsupportedInstruction(f"{operand.text} is beyond the registers allocated")

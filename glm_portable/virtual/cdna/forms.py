@@ -26,7 +26,12 @@ _PATTERNS = (
     "row_newbcast",
     "row_mirror",
     "row_half_mirror",
+    "wave_shl",
+    "wave_rol",
+    "wave_shr",
+    "wave_ror",
 )
+_OMOD = ("mul", "div")
 
 
 class Forms:
@@ -34,9 +39,14 @@ class Forms:
 
     def __init__(self, modifiers: Modifiers) -> None:
         self.clamp = modifiers.flag("clamp")
-        self._scale = modifiers.integer("mul", 1) / modifiers.integer("div", 1)
+        for name in _OMOD:
+            if name in modifiers.values:  # ISA section 6.2.3
+                raise UnsupportedInstruction(f"{name}: has no effect where denormals are kept")
 
-    def source(self, index: int) -> Transform | None:
+    def source(self, index: int, extend: bool = False) -> Transform | None:
+        """extend: the operand is sext(x)."""
+        if extend:
+            raise UnsupportedInstruction("sext() of an operand without SDWA")
         return None
 
     def destination(self, wave: Wave, register: int, values: Words) -> tuple[Words, int]:
@@ -48,17 +58,14 @@ class Forms:
         return lanes
 
     def result(self, operation: Operation) -> Callable[[Vector], Vector]:
-        """The output modifiers mul:2, mul:4, div:2 and clamp (to [0, 1], NaN to 0)."""
-        clamp = self.clamp and operation.clamped is None
-        if not clamp and self._scale == 1:
+        """The output modifier clamp, of floats: to [0, 1], with -0 and NaN to 0."""
+        if not self.clamp or operation.clamped is not None:
             return lambda values: values
-        if operation.results != "f":
-            raise UnsupportedInstruction("an output modifier on an integer")
-        scale = np.float32(self._scale)
+        if operation.results not in ("f", "h"):
+            raise UnsupportedInstruction("clamp of this instruction")
 
         def finish(values: Vector) -> Vector:
-            scaled = values * scale
-            return np.clip(np.nan_to_num(scaled, nan=0.0), 0, 1) if clamp else scaled
+            return np.where(values > 0, np.minimum(values, 1), 0).astype(values.dtype)
 
         return finish
 
@@ -69,15 +76,19 @@ class Sdwa(Forms):
         self._sources = [_selector(modifiers.take(f"src{i}_sel")) for i in range(2)]
         self._target = _selector(modifiers.take("dst_sel"))
         self._unused = modifiers.take("dst_unused") or "UNUSED_PAD"
-        if self._unused not in ("UNUSED_PAD", "UNUSED_PRESERVE"):
+        if self._unused not in ("UNUSED_PAD", "UNUSED_SEXT", "UNUSED_PRESERVE"):
             raise UnsupportedInstruction(f"dst_unused:{self._unused}")
 
-    def source(self, index: int) -> Transform | None:
+    def source(self, index: int, extend: bool = False) -> Transform | None:
         selector = self._sources[index] if index < len(self._sources) else None
         if selector is None:
             return None
         shift, mask = np.uint32(selector[0]), np.uint32(selector[1])
-        return lambda wave, values: values >> shift & mask
+        if not extend:
+            return lambda wave, values: values >> shift & mask
+        width = selector[1].bit_count()
+        left, right = np.uint32(32 - selector[0] - width), 32 - width
+        return lambda wave, values: ((values << left).view(np.int32) >> right).view(np.uint32)
 
     def destination(self, wave: Wave, register: int, values: Words) -> tuple[Words, int]:
         if self._target is None:
@@ -85,7 +96,10 @@ class Sdwa(Forms):
         shift, mask = self._target
         field = np.uint32(mask << shift)
         placed = values << np.uint32(shift) & field
-        if self._unused == "UNUSED_PRESERVE":
+        if self._unused == "UNUSED_SEXT":
+            above = np.uint32(0x1_0000_0000 - (mask + 1 << shift))
+            placed = np.where(values & np.uint32(mask + 1 >> 1), placed | above, placed)
+        elif self._unused == "UNUSED_PRESERVE":
             placed = placed | wave.vectors[register] & ~field
         return placed, ALL
 
@@ -100,8 +114,8 @@ class Dpp(Forms):
         self._enabled = to_mask(enabled.astype(np.bool_))
         self._zero_outside = modifiers.flag("bound_ctrl")
 
-    def source(self, index: int) -> Transform | None:
-        if index > 0:
+    def source(self, index: int, extend: bool = False) -> Transform | None:
+        if super().source(index, extend) is not None or index > 0:
             return None
         return lambda wave, values: np.where(self._valid(wave), values[self._from], 0).astype(
             np.uint32
@@ -159,9 +173,21 @@ def _pattern(modifiers: Modifiers) -> tuple[Vector, Booleans]:
         return row + amount, everywhere
     if name == "row_bcast":
         return _broadcast(amount)
+    if name.startswith("wave_"):
+        return _across_wave(name, amount)
     moved = column + (amount if name == "row_shl" else -amount)
     inside = everywhere if name == "row_ror" else (moved >= 0) & (moved < 16)
     return row + moved % 16, inside
+
+
+def _across_wave(name: str, amount: int) -> tuple[Vector, Booleans]:
+    """wave_shl:1 and wave_rol:1 read from the next lane, wave_shr:1 and wave_ror:1 from the last
+    one; the rol and ror wrap around."""
+    if amount != 1:
+        raise UnsupportedInstruction(f"{name}:{amount}")
+    moved = LANE + (1 if name in ("wave_shl", "wave_rol") else -1)
+    inside = (moved >= 0) & (moved < len(LANE)) | (name in ("wave_rol", "wave_ror"))
+    return moved % len(LANE), inside
 
 
 def _broadcast(amount: int) -> tuple[Vector, Booleans]:

@@ -1,7 +1,5 @@
 """Integer vector operations (CDNA3 ISA sections 12.7 to 12.11), over 64 lanes."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from glm_portable.virtual.cdna.lanes import Vector, Words
@@ -37,9 +35,11 @@ def _extract(x: Words, offset: Words, count: Words) -> Words:
     return field
 
 
-def _extract_signed(x: Words, offset: Words, count: Words) -> Words:
+def _extract_signed(x: Vector, offset: Words, count: Words) -> Words:
+    """As _extract, but x is shifted arithmetically and the field's highest bit is its sign."""
     count = count & _U32(31)
-    field = _extract(x, offset, count)
+    shifted = (x >> (offset & _U32(31)).view(np.int32)).view(_U32)
+    field = shifted & (_U32(1) << count) - _U32(1)
     sign = np.where(count > 0, _U32(1) << ((count - _U32(1)) & _U32(31)), 0).astype(_U32)
     return (field ^ sign) - sign
 
@@ -103,8 +103,12 @@ def _mad_u64_u32(a: Words, b: Words, c: Vector) -> tuple[Vector, Vector]:
 
 
 def _mad_i64_i32(a: Vector, b: Vector, c: Vector) -> tuple[Vector, Vector]:
-    total = a.astype(np.int64) * b.astype(np.int64) + c
-    return total, (total < c) != (a.astype(np.int64) * b < 0)
+    """The sum's low 64 bits, and its 65th, the sign of the exact sum."""
+    product = a.astype(np.int64) * b.astype(np.int64)
+    total = product + c
+    overflow = (product < 0) == (c < 0)
+    overflow &= (total < 0) != (c < 0)
+    return total, (total < 0) != overflow
 
 
 def _find_high(x: Words) -> Words:
@@ -113,18 +117,15 @@ def _find_high(x: Words) -> Words:
     return np.where(x == 0, 0xFFFFFFFF, 32 - exponent).astype(_U32)
 
 
+def _find_sign(x: Vector) -> Words:
+    """Of the bits below the sign, how many equal it, plus one; -1 where all do."""
+    differing = (x ^ x >> 31).view(_U32)
+    return np.where(differing == 0, _U32(0xFFFFFFFF), _find_high(differing))
+
+
 def _find_low(x: Words) -> Words:
     _, exponent = np.frexp((x & -x.view(np.int32).astype(np.int64)).astype(np.float64))
     return np.where(x == 0, 0xFFFFFFFF, exponent - 1).astype(_U32)
-
-
-def _low16(function: Callable[..., Words], count: int) -> Operation:
-    """A 16-bit operation: sources cut to 16 bits, the result's upper half zero (GFX9)."""
-
-    def run(*sources: Words) -> Words:
-        return function(*(s & _U32(0xFFFF) for s in sources)) & _U32(0xFFFF)
-
-    return Operation(run, "u" * count + ">u")
 
 
 def truth_table(a: Words, b: Words, c: Words, table: int) -> Words:
@@ -145,6 +146,7 @@ OPERATIONS: dict[str, Operation] = {
     "v_not_b32": Operation(lambda a: ~a, "u>u"),
     "v_bfrev_b32": Operation(_reverse_bits, "u>u"),
     "v_ffbh_u32": Operation(_find_high, "u>u"),
+    "v_ffbh_i32": Operation(_find_sign, "i>u"),
     "v_ffbl_b32": Operation(_find_low, "u>u"),
     "v_bcnt_u32_b32": Operation(lambda a, b: np.bitwise_count(a).astype(_U32) + b, "uu>u"),
     "v_add_u32": Operation(lambda a, b: a + b, "uu>u", clamped=_add_saturating),
@@ -159,6 +161,8 @@ OPERATIONS: dict[str, Operation] = {
     "v_mul_hi_i32": Operation(_mul_hi_i32, "ii>i"),
     "v_mul_u32_u24": Operation(lambda a, b: _low24(a) * _low24(b), "uu>u"),
     "v_mul_i32_i24": Operation(lambda a, b: _signed24(a) * _signed24(b), "uu>i"),
+    "v_mul_hi_u32_u24": Operation(lambda a, b: _mul_hi_u32(_low24(a), _low24(b)), "uu>u"),
+    "v_mul_hi_i32_i24": Operation(lambda a, b: _mul_hi_i32(_signed24(a), _signed24(b)), "uu>i"),
     "v_mad_u32_u24": Operation(lambda a, b, c: _low24(a) * _low24(b) + c, "uuu>u"),
     "v_mad_i32_i24": Operation(lambda a, b, c: _signed24(a) * _signed24(b) + c, "uui>i"),
     "v_mad_u64_u32": Operation(_mad_u64_u32, "uuU>UM", upward=True),
@@ -168,6 +172,7 @@ OPERATIONS: dict[str, Operation] = {
     "v_sub_co_u32": Operation(lambda a, b: (a - b, a < b), "uu>uM"),
     "v_subrev_co_u32": Operation(lambda a, b: (b - a, b < a), "uu>uM"),
     "v_subb_co_u32": Operation(_sub_with_borrow, "uum>uM"),
+    "v_subbrev_co_u32": Operation(lambda a, b, m: _sub_with_borrow(b, a, m), "uum>uM"),
     "v_and_b32": Operation(lambda a, b: a & b, "uu>u"),
     "v_or_b32": Operation(lambda a, b: a | b, "uu>u"),
     "v_xor_b32": Operation(lambda a, b: a ^ b, "uu>u"),
@@ -189,7 +194,7 @@ OPERATIONS: dict[str, Operation] = {
     "v_add3_u32": Operation(lambda a, b, c: a + b + c, "uuu>u"),
     "v_xad_u32": Operation(lambda a, b, c: (a ^ b) + c, "uuu>u"),
     "v_bfe_u32": Operation(_extract, "uuu>u"),
-    "v_bfe_i32": Operation(_extract_signed, "uuu>u"),
+    "v_bfe_i32": Operation(_extract_signed, "iuu>u"),
     "v_bfi_b32": Operation(lambda a, b, c: a & b | ~a & c, "uuu>u"),
     "v_bfm_b32": Operation(
         lambda a, b: (_U32(1) << _shift_count(a, 32)) - _U32(1) << _shift_count(b, 32), "uu>u"
@@ -207,11 +212,4 @@ OPERATIONS: dict[str, Operation] = {
     "v_max3_u32": Operation(lambda a, b, c: np.maximum(np.maximum(a, b), c), "uuu>u"),
     "v_med3_i32": Operation(_median, "iii>i"),
     "v_med3_u32": Operation(_median, "uuu>u"),
-    "v_add_u16": _low16(lambda a, b: a + b, 2),
-    "v_sub_u16": _low16(lambda a, b: a - b, 2),
-    "v_mul_lo_u16": _low16(lambda a, b: a * b, 2),
-    "v_lshlrev_b16": _low16(lambda n, a: a << _shift_count(n, 16), 2),
-    "v_lshrrev_b16": _low16(lambda n, a: a >> _shift_count(n, 16), 2),
-    "v_min_u16": _low16(np.minimum, 2),
-    "v_max_u16": _low16(np.maximum, 2),
 }

@@ -34,17 +34,20 @@ _SHAPES = {
         "f32": {(16, 4), (32, 2)},
         "f16": {(16, 16), (32, 8)},
         "bf16": {(16, 16), (32, 8)},
-        "8": {(16, 32), (32, 16)},
+        "fp8": {(16, 32), (32, 16)},
+        "i8": {(16, 32), (32, 16)},
     },
 }
 _SHAPES["gfx950"] = {
     "f32": _SHAPES["gfx942"]["f32"],
     "f16": _SHAPES["gfx942"]["f16"] | {(16, 32), (32, 16)},
     "bf16": _SHAPES["gfx942"]["bf16"] | {(16, 32), (32, 16)},
-    "8": _SHAPES["gfx942"]["8"] | {(16, 64), (32, 32)},
+    "fp8": _SHAPES["gfx942"]["fp8"],
+    "i8": _SHAPES["gfx942"]["i8"] | {(16, 64), (32, 32)},
     "f8f6f4": {(16, 128), (32, 64)},
 }
-"""(M, K) of each operand type; i8 has the shapes of FP8 and, on gfx950, those of twice its K."""
+"""(M, K) of each operand type."""
+_BITS = {"f32": 32, "f16": 16, "bf16": 16}  # an element's, where not 8
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,14 @@ def bind(instruction: Instruction, context: Context) -> Execute | None:
         return None
     result, m, n, k, kind = match[1], int(match[2]), int(match[3]), int(match[4]), match[5]
     shapes = _SHAPES[context.chip.name]
-    family = "8" if kind in ("i8", *_FP8_PAIRS) else kind or "f32"
+    family = "fp8" if kind in _FP8_PAIRS else kind or "f32"
     family = family.removesuffix("_1k")
     if m != n or (m, k) not in shapes.get(family, set()) or (result == "i32") != (kind == "i8"):
         raise UnsupportedInstruction(f"{instruction.mnemonic} is not simulated")
     decode_a, decode_b = _decoders(instruction, context, kind)
-    return _bind_product(instruction, Layout(m, k), result, decode_a, decode_b)
+    layout = Layout(m, k)
+    _check_sizes(instruction, layout, layout.k // layout.groups * _BITS.get(family, 8) // 32)
+    return _bind_product(instruction, layout, result, decode_a, decode_b)
 
 
 _FP8_PAIRS = {"fp8_fp8": (0, 0), "fp8_bf8": (0, 1), "bf8_fp8": (1, 0), "bf8_bf8": (1, 1)}
@@ -142,11 +147,8 @@ def _split(words: Words, parts: int) -> Words:
 def _bind_product(
     instruction: Instruction, layout: Layout, result: str, decode_a: Decode, decode_b: Decode
 ) -> Execute:
-    instruction.expect(4)
     target, a, b, c = instruction.operands
     kind = np.float32 if result == "f32" else np.int32
-    per_lane = layout.k // layout.groups
-    _check_sizes(layout, target, a, b, c, per_lane)
     accumulate = _accumulator(layout, c, kind)
 
     def execute(wave: Wave) -> None:
@@ -163,16 +165,17 @@ def _bind_product(
     return execute
 
 
-def _check_sizes(
-    layout: Layout, target: Operand, a: Operand, b: Operand, c: Operand, per_lane: int
-) -> None:
-    """Vector registers of the layout's numbers; A and B of 4 to 32 bytes a lane."""
-    for operand, wanted in ((target, layout.result_registers), (c, layout.result_registers)):
-        if operand.kind == "vector" and operand.count != wanted or operand.kind == "scalar":
+def _check_sizes(instruction: Instruction, layout: Layout, packed: int) -> None:
+    """Vector registers of the layout's numbers, `packed` of them for each of A and B; C may be a
+    constant."""
+    instruction.expect(4)
+    target, a, b, c = instruction.operands
+    results = layout.result_registers
+    for operand, wanted in ((target, results), (a, packed), (b, packed), (c, results)):
+        constant = operand is c and operand.kind in ("integer", "float")
+        registers = operand.kind == "vector" and operand.count == wanted
+        if operand.modified or not (constant or registers):
             raise UnsupportedInstruction(f"operand {operand.text!r}, not {wanted} registers")
-    for operand in (a, b):
-        if operand.kind != "vector" or per_lane % operand.count:
-            raise UnsupportedInstruction(f"operand {operand.text!r} of a matrix instruction")
 
 
 def _registers(wave: Wave, operand: Operand) -> Words:

@@ -10,11 +10,15 @@ import yaml
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction
 from glm_portable.virtual.cdna.operands import Operand, parse_operand
 
-_LABEL = re.compile(r"([\w.$]+):")
+_LABEL = re.compile(r"([\w.$]+):\s*")
 _INSTRUCTION = re.compile(r"\s+([a-z]\w+)(?:\s+(.*))?")
-_DIRECTIVE = re.compile(r"\s+\.amdhsa_(\w+)\s+(\d+)")
+_DIRECTIVE = re.compile(r"\s+\.amdhsa_(?!kernel\b)(\w+)\s+(.*)")
+_SECTION = re.compile(r"\s*\.(text|section|rodata|data|bss)\b.*")
+_DATA = re.compile(r"\s+\.(byte|short|long|quad|ascii|asciz|zero)\b.*")
+_ELSE = re.compile(r"\s*(\..*)?")  # an empty line, or a directive that says nothing of the code
 _MODIFIER = re.compile(r"([a-z]\w*):(.+)", re.DOTALL)
 _ENCODING = re.compile(r"(\w+?)_(e32|e64|sdwa|dpp)")
+_MOST_REPORTED = 8
 _METADATA = re.compile(r"\.amdgpu_metadata\s*\n---\n(.*?)\n\.\.\.", re.DOTALL)
 _FLAGS = frozenset(
     "offen idxen lds sc0 sc1 nt clamp gds row_mirror row_half_mirror bound_ctrl".split()
@@ -84,18 +88,52 @@ class Program:
 
 def parse(text: str) -> Program:
     """Raises UnsupportedInstruction for a line of code that is not an instruction's form."""
-    instructions: list[Instruction] = []
-    labels: dict[str, int] = {}
-    directives: dict[str, int] = {}
-    for number, raw in enumerate(text.split("\n"), start=1):
+    reader = _Reader()
+    problems: list[str] = []
+    for number, raw in enumerate(text.split("\t.amdgpu_metadata")[0].split("\n"), start=1):
         line = raw.split(";")[0].rstrip()
-        if match := _LABEL.match(line):
-            labels[match[1]] = len(instructions)
+        try:
+            reader.read(line, number)
+        except UnsupportedInstruction as problem:
+            problems.append(f"line {number}: {line.strip()}: {problem.reason}")
+    refuse(problems)
+    return Program(tuple(reader.instructions), reader.labels, reader.directives, _metadata(text))
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise UnsupportedInstruction that lists the problems, up to eight, if there are any."""
+    if problems:
+        more = len(problems) - _MOST_REPORTED
+        rest = [f"and {more} more"] if more > 0 else []
+        raise UnsupportedInstruction("\n".join([*problems[:_MOST_REPORTED], *rest]))
+
+
+@dataclass
+class _Reader:
+    """What has been read so far, line by line."""
+
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    directives: dict[str, int] = field(default_factory=dict)
+    in_code: bool = True
+
+    def read(self, line: str, number: int) -> None:
+        if match := _LABEL.fullmatch(line):
+            self.labels[match[1]] = len(self.instructions)
         elif match := _DIRECTIVE.fullmatch(line):
-            directives[match[1]] = int(match[2])
+            self._directive(match[1], match[2])
+        elif match := _SECTION.fullmatch(line):
+            self.in_code = match[1] == "text"
         elif match := _INSTRUCTION.fullmatch(line):
-            instructions.append(_instruction(match[1], match[2] or "", number, line.strip()))
-    return Program(tuple(instructions), labels, directives, _metadata(text))
+            name, rest = match[1], match[2] or ""
+            self.instructions.append(_instruction(name, rest, number, line.strip()))
+        elif not _ELSE.fullmatch(line) or self.in_code and _DATA.fullmatch(line):
+            raise UnsupportedInstruction("no instruction, label or directive known here")
+
+    def _directive(self, name: str, value: str) -> None:
+        if not value.isdecimal():
+            raise UnsupportedInstruction(f"{value} is not a number")
+        self.directives[name] = int(value)
 
 
 def parse_instruction(text: str, line: int = 1) -> Instruction:

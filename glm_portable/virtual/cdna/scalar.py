@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glm_portable.virtual.cdna.decoded import Context, Execute
 from glm_portable.virtual.cdna.faults import UndefinedValue, UnsupportedInstruction
@@ -72,15 +72,18 @@ def _choose(better: Callable[[int, int], bool], is_signed: bool) -> Operation:
     return Operation(run, (32, 32, 32))
 
 
-def _extract(is_signed: bool) -> Operation:
+def _extract(is_signed: bool, width: int) -> Operation:
+    """b: the offset in its low 5 (or 6) bits, the number of bits in [22:16]."""
+
     def run(a: int, b: int, _: int) -> Result:
         count = b >> 16 & 0x7F
-        value = a >> (b & 31) & ((1 << count) - 1)
+        value = (signed(a, width) if is_signed else a) >> (b & (width - 1)) & ((1 << count) - 1)
         if is_signed and count:
             value = signed(value, count)
+        value &= (1 << width) - 1
         return value, int(value != 0)
 
-    return Operation(run, (32, 32, 32))
+    return Operation(run, (width, width, 32))
 
 
 def _abs(a: int, _b: int, _: int) -> Result:
@@ -88,12 +91,23 @@ def _abs(a: int, _b: int, _: int) -> Result:
     return value, int(value != 0)
 
 
+def _absolute_difference(a: int, b: int, _: int) -> Result:
+    """Of the difference cut to 32 bits."""
+    value = abs(signed(a - b & 0xFFFFFFFF, 32))
+    return value, int(value != 0)
+
+
 def _first_one(a: int) -> int:
     return (a & -a).bit_length() - 1
 
 
-def _leading_zeros(a: int) -> int:
-    return 32 - a.bit_length() if a else -1
+def _leading_zeros(a: int, width: int) -> int:
+    return width - a.bit_length() if a else -1
+
+
+def _leading_signs(a: int, width: int) -> int:
+    """How many of the highest bits are alike; -1 where all are."""
+    return _leading_zeros(a ^ signed(a, width) >> width & (1 << width) - 1, width)
 
 
 _LOGIC: dict[str, Callable[[int, int], int]] = {
@@ -107,10 +121,17 @@ _LOGIC: dict[str, Callable[[int, int], int]] = {
     "xnor": lambda a, b: ~(a ^ b),
 }
 
+_SAVEEXECS: dict[str, Callable[[int, int], int]] = {
+    **_LOGIC,
+    "andn1": lambda a, b: ~a & b,
+    "orn1": lambda a, b: ~a | b,
+}
+"""Of the source and EXEC."""
+
 OPERATIONS: dict[str, Operation] = {
     **{f"s_{name}_b{w}": _logic(f, w) for name, f in _LOGIC.items() for w in (32, 64)},
-    "s_not_b32": _logic(lambda a, _: ~a, 32),
-    "s_not_b64": _logic(lambda a, _: ~a, 64),
+    "s_not_b32": replace(_logic(lambda a, _: ~a, 32), widths=(32, 32)),
+    "s_not_b64": replace(_logic(lambda a, _: ~a, 64), widths=(64, 64)),
     "s_lshl_b32": _shift(lambda a, n: a << n, 32),
     "s_lshl_b64": _shift(lambda a, n: a << n, 64),
     "s_lshr_b32": _shift(lambda a, n: a >> n, 32),
@@ -123,7 +144,11 @@ OPERATIONS: dict[str, Operation] = {
     "s_brev_b32": _plain(lambda a, _: int(f"{a:032b}"[::-1], 2), 32, 32),
     "s_ff1_i32_b32": _plain(lambda a, _: _first_one(a), 32, 32),
     "s_ff1_i32_b64": _plain(lambda a, _: _first_one(a), 32, 64),
-    "s_flbit_i32_b32": _plain(lambda a, _: _leading_zeros(a), 32, 32),
+    "s_ff0_i32_b32": _plain(lambda a, _: _first_one(~a & 0xFFFFFFFF), 32, 32),
+    "s_flbit_i32_b32": _plain(lambda a, _: _leading_zeros(a, 32), 32, 32),
+    "s_flbit_i32_b64": _plain(lambda a, _: _leading_zeros(a, 64), 32, 64),
+    "s_flbit_i32": _plain(lambda a, _: _leading_signs(a, 32), 32, 32),
+    "s_flbit_i32_i64": _plain(lambda a, _: _leading_signs(a, 64), 32, 64),
     "s_bcnt1_i32_b32": Operation(lambda a, b, _: (a.bit_count(), int(a != 0)), (32, 32)),
     "s_bcnt1_i32_b64": Operation(lambda a, b, _: (a.bit_count(), int(a != 0)), (32, 64)),
     "s_sext_i32_i8": _plain(lambda a, _: signed(a & 0xFF, 8), 32, 32),
@@ -145,18 +170,33 @@ OPERATIONS: dict[str, Operation] = {
     "s_lshl3_add_u32": _shift_add(3),
     "s_lshl4_add_u32": _shift_add(4),
     "s_min_i32": _choose(lambda x, y: x < y, True),
-    "s_max_i32": _choose(lambda x, y: x > y, True),
+    "s_max_i32": _choose(lambda x, y: x >= y, True),
     "s_min_u32": _choose(lambda x, y: x < y, False),
-    "s_max_u32": _choose(lambda x, y: x > y, False),
-    "s_bfe_u32": _extract(False),
-    "s_bfe_i32": _extract(True),
+    "s_max_u32": _choose(lambda x, y: x >= y, False),
+    "s_bfe_u32": _extract(False, 32),
+    "s_bfe_i32": _extract(True, 32),
+    "s_bfe_u64": _extract(False, 64),
+    "s_bfe_i64": _extract(True, 64),
     "s_bfm_b32": _plain(lambda a, b: ((1 << (a & 31)) - 1) << (b & 31)),
+    "s_bfm_b64": _plain(lambda a, b: ((1 << (a & 63)) - 1) << (b & 63), 64, 32, 32),
+    "s_absdiff_i32": Operation(_absolute_difference, (32, 32, 32)),
+    "s_bitset0_b32": _plain(lambda a, b: a & ~(1 << (b & 31))),
+    "s_bitset0_b64": _plain(lambda a, b: a & ~(1 << (b & 63)), 64, 64, 32),
+    "s_bitset1_b32": _plain(lambda a, b: a | 1 << (b & 31)),
+    "s_bitset1_b64": _plain(lambda a, b: a | 1 << (b & 63), 64, 64, 32),
     "s_cselect_b32": Operation(lambda a, b, c: (a if c else b, None), (32, 32, 32), True),
     "s_cselect_b64": Operation(lambda a, b, c: (a if c else b, None), (64, 64, 64), True),
     "s_pack_ll_b32_b16": _plain(lambda a, b: a & 0xFFFF | b << 16),
     "s_pack_lh_b32_b16": _plain(lambda a, b: a & 0xFFFF | b & 0xFFFF0000),
     "s_pack_hh_b32_b16": _plain(lambda a, b: a >> 16 | b & 0xFFFF0000),
 }
+
+_READ_DESTINATION = {
+    "s_addk_i32",
+    "s_mulk_i32",
+    *(f"s_bitset{bit}_b{width}" for bit in (0, 1) for width in (32, 64)),
+}
+"""Their first source is the destination, which the text does not repeat."""
 
 _COMPARE: dict[str, Callable[[int, int], bool]] = {
     "lt": lambda a, b: a < b,
@@ -167,6 +207,7 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
     "lg": lambda a, b: a != b,
 }
 _CMP = re.compile(r"s_cmp(k?)_(lt|le|gt|ge|eq|lg)_([iu])(32|64)")
+_BIT_TEST = re.compile(r"s_bitcmp([01])_b(32|64)")
 _SAVEEXEC = re.compile(r"s_(\w+)_saveexec_b64")
 
 
@@ -177,8 +218,8 @@ def bind(instruction: Instruction, _: Context) -> Execute | None:
         return _bind_operation(instruction, operation)
     if match := _CMP.fullmatch(name):
         return _bind_compare(instruction, *match.groups())
-    if name in ("s_bitcmp0_b32", "s_bitcmp1_b32"):
-        return _bind_bit_test(instruction, int(name[8]))
+    if match := _BIT_TEST.fullmatch(name):
+        return _bind_bit_test(instruction, int(match[1]), int(match[2]))
     if match := _SAVEEXEC.fullmatch(name):
         return _bind_saveexec(instruction, match[1])
     return None
@@ -186,15 +227,24 @@ def bind(instruction: Instruction, _: Context) -> Execute | None:
 
 def reader(operand: Operand, width: int) -> Callable[[Wave], int]:
     """A scalar source as an unsigned int; width 16: SOPK's immediate, sign-extended to 32 bits."""
+    if operand.modified:
+        raise UnsupportedInstruction(f"operand {operand.text!r} of a scalar instruction")
     if operand.kind == "scalar":
         register, count = operand.register, width // 32
-        if operand.count != max(count, 1) or operand.negate or operand.absolute:
+        if operand.count != count:
             raise UnsupportedInstruction(f"operand {operand.text!r} for {width} bits")
         return lambda wave: wave.read_scalars(register, count)
     value = operand.bits(32) if width == 16 else operand.bits(width)
     if width == 16:
         value = signed(value & 0xFFFF, 16) & 0xFFFFFFFF
     return lambda wave: value
+
+
+def destination(operand: Operand, count: int) -> int:
+    """The first of the `count` scalar registers that an instruction writes."""
+    if operand.kind != "scalar" or operand.count != count or operand.modified:
+        raise UnsupportedInstruction(f"destination {operand.text!r}")
+    return operand.register
 
 
 def undefined_reader(operands: tuple[Operand, ...]) -> Callable[[Wave], bool]:
@@ -205,13 +255,14 @@ def undefined_reader(operands: tuple[Operand, ...]) -> Callable[[Wave], bool]:
 
 def _bind_operation(instruction: Instruction, operation: Operation) -> Execute:
     widths, operands = operation.widths, instruction.operands
-    if instruction.mnemonic in ("s_addk_i32", "s_mulk_i32"):
+    if instruction.mnemonic in _READ_DESTINATION:
         operands = (operands[0], *operands)
     if len(operands) != len(widths):
         raise UnsupportedInstruction(f"{instruction.mnemonic} with {len(operands)} operands")
     read_a = reader(operands[1], widths[1])
     read_b = reader(operands[2], widths[2]) if len(widths) > 2 else lambda _: 0
-    target, count = operands[0].register, widths[0] // 32
+    count = widths[0] // 32
+    target = destination(operands[0], count)
     spread = _undefined_result(instruction, operation, operands[1:])
 
     def execute(wave: Wave) -> None:
@@ -285,13 +336,14 @@ def _bind_compare(instruction: Instruction, k: str, name: str, sign: str, bits: 
     return execute
 
 
-def _bind_bit_test(instruction: Instruction, wanted: int) -> Execute:
+def _bind_bit_test(instruction: Instruction, wanted: int, width: int) -> Execute:
     instruction.expect(2)
-    read_a, read_b = (reader(operand, 32) for operand in instruction.operands)
+    tested, place = instruction.operands
+    read_a, read_b = reader(tested, width), reader(place, 32)
     undefined = undefined_reader(instruction.operands)
 
     def execute(wave: Wave) -> None:
-        wave.scc = int(read_a(wave) >> (read_b(wave) & 31) & 1 == wanted)
+        wave.scc = int(read_a(wave) >> (read_b(wave) & (width - 1)) & 1 == wanted)
         wave.scc_undefined = undefined(wave)
 
     return execute
@@ -299,17 +351,20 @@ def _bind_bit_test(instruction: Instruction, wanted: int) -> Execute:
 
 def _bind_saveexec(instruction: Instruction, name: str) -> Execute:
     instruction.expect(2)
-    if name not in _LOGIC:
+    if name not in _SAVEEXECS:
         raise UnsupportedInstruction(f"{instruction.mnemonic} is not implemented")
-    function, target = _LOGIC[name], instruction.operands[0].register
+    function, target = _SAVEEXECS[name], destination(instruction.operands[0], 2)
     read = reader(instruction.operands[1], 64)
-    undefined = undefined_reader(instruction.operands[1:])
+    undefined, bitwise = undefined_reader(instruction.operands[1:]), _BITWISE.get(name)
+    register = instruction.operands[1].register
 
     def execute(wave: Wave) -> None:
-        if undefined(wave):
-            raise UndefinedValue("EXEC is set from an undefined value")
         before = wave.exec
         value = function(read(wave), before) & ((1 << 64) - 1)
+        if undefined(wave):
+            unknown = wave.undefined_bits(register, 2)
+            if bitwise is None or bitwise([read(wave), before], [unknown, 0], 0) & ((1 << 64) - 1):
+                raise UndefinedValue("EXEC is set from an undefined value")
         wave.write_scalars(target, 2, before)
         wave.write_scalars(EXEC, 2, value)
         wave.scc, wave.scc_undefined = int(value != 0), False

@@ -1,44 +1,27 @@
 """Vector ALU instructions: tables of operations bound to registers, EXEC, SDWA and DPP."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from glm_portable.virtual.cdna import floating, integer
+from glm_portable.virtual.cdna import floating, half, integer
+from glm_portable.virtual.cdna.compare import comparison
 from glm_portable.virtual.cdna.decoded import Context, Execute
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction
 from glm_portable.virtual.cdna.forms import Forms, forms_of
-from glm_portable.virtual.cdna.lanes import Vector, to_mask
+from glm_portable.virtual.cdna.lanes import Vector, Words, to_mask
 from glm_portable.virtual.cdna.operands import VCC, Operand
 from glm_portable.virtual.cdna.operation import Operation
 from glm_portable.virtual.cdna.parser import Instruction
-from glm_portable.virtual.cdna.sources import source
+from glm_portable.virtual.cdna.sources import Transform, source
 from glm_portable.virtual.cdna.state import Wave
 
 Write = Callable[[Wave, Vector, int], None]
+Place = Callable[[Vector, Words], Words]
 
+_LOW = np.uint32(0xFFFF)
 _VCC = Operand("scalar", "vcc", VCC, 2)
-_COMPARE: dict[str, Callable[[Vector, Vector], Vector]] = {
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "lg": lambda a, b: (a < b) | (a > b),
-    "o": lambda a, b: (a == a) & (b == b),
-    "u": lambda a, b: (a != a) | (b != b),
-    "nlt": lambda a, b: ~(a < b),
-    "nle": lambda a, b: ~(a <= b),
-    "ngt": lambda a, b: ~(a > b),
-    "nge": lambda a, b: ~(a >= b),
-    "neq": np.not_equal,
-    "nlg": lambda a, b: ~((a < b) | (a > b)),
-}
-_CMP = re.compile(r"v_cmp_(\w+)_([uif])(16|32|64)")
-_COMPARE_LETTERS = {"u32": "u", "i32": "i", "f32": "f", "u64": "U", "i64": "I"}
 _SELECT = Operation(lambda a, b, choose: np.where(choose, b, a), "bbm>u")
 
 
@@ -51,35 +34,22 @@ def bind(instruction: Instruction, _: Context) -> Execute | None:
 def _lookup(name: str) -> Operation | None:
     if name == "v_cndmask_b32":
         return _SELECT
-    if match := _CMP.fullmatch(name):
-        return _comparison(*match.groups())
-    return integer.OPERATIONS.get(name) or floating.OPERATIONS.get(name)
-
-
-def _comparison(name: str, kind: str, width: str) -> Operation | None:
-    compare = _COMPARE.get(name)
-    if compare is None:
-        return None
-    if width == "16" and kind == "u":
-        low = np.uint32(0xFFFF)
-        return Operation(lambda a, b: compare(a & low, b & low), "uu>M")
-    if width == "16" and kind == "i":
-        return Operation(lambda a, b: compare(a.astype(np.int16), b.astype(np.int16)), "uu>M")
-    letter = _COMPARE_LETTERS.get(kind + width)
-    return None if letter is None else Operation(compare, f"{letter}{letter}>M")
+    tables = (integer.OPERATIONS, floating.OPERATIONS, half.OPERATIONS)
+    return next((table[name] for table in tables if name in table), None) or comparison(name)
 
 
 def bind_operation(instruction: Instruction, operation: Operation) -> Execute:
     """The instruction's operands are the signature's results, then its sources."""
     targets, sources = _split(instruction, operation)
     forms = forms_of(instruction)
+    halves, high_result = _halves(instruction, operation)
     readers = [
-        source(operand, letter, forms.source(i) if letter != "m" else None)
+        source(operand, letter, _transform(forms, i, operand, letter), halves[i])
         for i, (operand, letter) in enumerate(zip(sources, operation.sources, strict=True))
     ]
     low = _undefined(operation, _low_words(sources), forms) if operation.upward else None
     writers = [
-        _writer(operand, letter, forms, low)
+        _writer(operand, letter, forms, low, _placed(operation, letter, high_result))
         for operand, letter in zip(targets, operation.results, strict=True)
     ]
     undefined_lanes = _undefined(operation, sources, forms)
@@ -87,9 +57,11 @@ def bind_operation(instruction: Instruction, operation: Operation) -> Execute:
     finish = forms.result(operation)
     if forms.clamp and operation.clamped is not None:
         function = operation.clamped
+    saturated = operation.saturated or function
 
     def execute(wave: Wave) -> None:
-        results = function(*[read(wave) for read in readers])
+        compute = saturated if wave.fp16_overflow else function
+        results = compute(*[read(wave) for read in readers])
         undefined = undefined_lanes(wave)
         if single:
             writers[0](wave, finish(results), undefined)
@@ -98,6 +70,39 @@ def bind_operation(instruction: Instruction, operation: Operation) -> Execute:
                 write(wave, result, undefined)
 
     return execute
+
+
+def _transform(forms: Forms, index: int, operand: Operand, letter: str) -> Transform | None:
+    return None if letter == "m" else forms.source(index, operand.extend)
+
+
+def _halves(instruction: Instruction, operation: Operation) -> tuple[list[int], int]:
+    """op_sel: the half of each source, and of the destination, of a 16-bit operation."""
+    count = len(operation.sources)
+    if not operation.halves:
+        return [0] * count, 0
+    *sources, result = instruction.modifiers.bits("op_sel", count + 1, 0)
+    return sources, result
+
+
+def _placed(operation: Operation, letter: str, high: int) -> Place:
+    """How a result becomes the words to write, of the destination's words before."""
+    if letter not in "wh":
+        if high:
+            raise UnsupportedInstruction("op_sel of a 32-bit destination")
+        return lambda values, old: values.view(np.uint32)
+    if high and not operation.keeps_upper:
+        raise UnsupportedInstruction("op_sel of a destination that is extended by zeros")
+    if not operation.keeps_upper:
+        return lambda values, old: _sixteen(values)
+    if high:
+        return lambda values, old: old & _LOW | _sixteen(values) << np.uint32(16)
+    return lambda values, old: old & ~_LOW | _sixteen(values)
+
+
+def _sixteen(values: Vector) -> Words:
+    bits = values.view(np.uint16) if values.dtype == np.float16 else values
+    return bits.astype(np.uint32) & _LOW
 
 
 def _split(
@@ -119,7 +124,11 @@ def _low_words(sources: tuple[Operand, ...]) -> tuple[Operand, ...]:
 
 
 def _writer(
-    operand: Operand, letter: str, forms: Forms, undefined_low: Callable[[Wave], int] | None
+    operand: Operand,
+    letter: str,
+    forms: Forms,
+    undefined_low: Callable[[Wave], int] | None,
+    place: Place,
 ) -> Write:
     """undefined_low: where a pair's low word is undefined, if that is not where the pair is."""
     register, count = operand.register, 2 if letter in "UIM" else 1
@@ -145,7 +154,8 @@ def _writer(
         return write_pair
 
     def write(wave: Wave, values: Vector, undefined: int) -> None:
-        merged, enable = forms.destination(wave, register, values.view(np.uint32))
+        words = place(values, wave.vectors[register])
+        merged, enable = forms.destination(wave, register, words)
         wave.write_vector(register, merged, undefined, enable)
 
     return write
@@ -163,7 +173,7 @@ def _undefined(
     scalars = tuple(r for s, k in pairs if s.kind == "scalar" and k != "m" for r in s.registers)
     masks = [s.register for s, k in pairs if s.kind == "scalar" and k == "m"]
     if operation is _SELECT:
-        return _undefined_selection(sources)
+        return _undefined_selection(sources, forms)
 
     def undefined(wave: Wave) -> int:
         lanes = wave.undefined_lanes(first)
@@ -177,7 +187,7 @@ def _undefined(
     return undefined
 
 
-def _undefined_selection(sources: tuple[Operand, ...]) -> Callable[[Wave], int]:
+def _undefined_selection(sources: tuple[Operand, ...], forms: Forms) -> Callable[[Wave], int]:
     """v_cndmask_b32: only the chosen source counts, and the mask."""
     (first, second, mask) = sources
     choose = source(mask, "m")
@@ -189,7 +199,7 @@ def _undefined_selection(sources: tuple[Operand, ...]) -> Callable[[Wave], int]:
 
     def undefined(wave: Wave) -> int:
         unknown = wave.undefined_bits(mask.register, 2) if mask.is_register else 0
-        a, b = one(wave, first), one(wave, second)
+        a, b = forms.undefined(wave, one(wave, first)), one(wave, second)
         if a or b:
             chosen = to_mask(choose(wave))
             unknown |= a & ~chosen | b & chosen

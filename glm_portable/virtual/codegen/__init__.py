@@ -12,11 +12,11 @@ instruction and what surrounds it in the hot loop. It says nothing about results
 `python -m glm_portable.virtual.codegen` does it for every kernel of this repository.
 """
 
-from glm_portable.virtual.codegen.chips import CHIPS, Chip
-from glm_portable.virtual.codegen.compiling import Artifact, compile_for
+from glm_portable.virtual.chips import CHIPS, Chip
 from glm_portable.virtual.codegen.expectation import Expectation, gate
 from glm_portable.virtual.codegen.inspecting import inspect
 from glm_portable.virtual.codegen.metrics import Loop, Metrics
+from glm_portable.virtual.compiling import Artifact, compile_for
 
 __all__ = [
     "CHIPS",

@@ -1,6 +1,5 @@
 """python -m glm_portable.virtual.codegen: the table of docs/kernels.md, and a gate for CI."""
 
-import os
 import sys
 
 import click
@@ -8,7 +7,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from glm_portable.errors import UsageError
-from glm_portable.virtual.codegen.chips import CHIPS
+from glm_portable.virtual.chips import CHIPS
+from glm_portable.virtual.compiler import settle
 
 
 @click.command()
@@ -27,12 +27,9 @@ def main(target: tuple[str, ...], kernel: str, markdown: bool, processes: int) -
 
 def run(targets: tuple[str, ...], kernel: str, as_markdown: bool, processes: int) -> list[str]:
     """Print the tables to stdout and the findings to stderr, and return these."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise UsageError("TRITON_INTERPRET=1 interprets kernels: unset it to compile them.")
-    # What Triton 3.9 does when it is not said; unsaid it warns, and 3.10 would change it.
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    settle()
+    from glm_portable.virtual.chips import chip
     from glm_portable.virtual.codegen import report  # after the environment is settled
-    from glm_portable.virtual.codegen.chips import chip
     from glm_portable.virtual.codegen.measure import Result, measure
 
     archs = [chip(name).name for name in targets]

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from glm_portable.virtual.codegen import hsaco
-from glm_portable.virtual.codegen.compiling import Artifact
 from glm_portable.virtual.codegen.loops import Instruction, Listing, hot_range
 from glm_portable.virtual.codegen.metrics import Disagreement, Loop, Metrics
+from glm_portable.virtual.compiling import Artifact
 
 RECORDED = (
     "vgpr_count", "agpr_count", "sgpr_count", "vgpr_spill_count", "sgpr_spill_count",

@@ -21,7 +21,6 @@ from glm_portable.kernels import (
     rope,
     route,
     silu,
-    store,
 )
 from glm_portable.kernels.target import Target
 from glm_portable.ops import KVCache, Step
@@ -135,10 +134,15 @@ def _others(target: Target) -> Iterator[tuple[str, list[Recorded]]]:
         "row 5120 to FP8": lambda r: quantize.quantize(r, target, x),
         "width 192": lambda r: silu.silu_mul(r, hidden),
         "width 192 to FP8": lambda r: silu.silu_mul_quantize(r, target, hidden),
-        "12 + 1 heads of 128": lambda r: rope.rope(r, q, k, cos, cos),
-        "12 + 1 heads of 128, normed": lambda r: rope.rope(r, q, k, cos, cos, head, head, 1e-5),
-        "bf16 pages": lambda r: store.store(r, k, k, KVCache(pages, pages), slots),
-        "FP8 pages": lambda r: store.store(r, k, k, KVCache(codes, codes, 0.5, 0.5), slots),
+        "12 + 1 heads of 128, bf16 pages": lambda r: rope.rope_store(
+            r, q, k, k, cos, cos, KVCache(pages, pages), slots
+        ),
+        "12 + 1 heads of 128, normed, bf16 pages": lambda r: rope.rope_store(
+            r, q, k, k, cos, cos, KVCache(pages, pages), slots, head, head, 1e-5
+        ),
+        "12 + 1 heads of 128, normed, FP8 pages": lambda r: rope.rope_store(
+            r, q, k, k, cos, cos, KVCache(codes, codes, 0.5, 0.5), slots, head, head, 1e-5
+        ),
         "160 experts": lambda r: route.route(r, x, gate, bias, _config()),
         "160 experts, tiles of 64": lambda r: align.align(r, experts, EXPERTS, 64),
         "8 rows of 5120": lambda r: grouped_gemm.combine(r, rows, CHOSEN),

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from glm_portable.virtual.chips import Chip, chip
 from glm_portable.virtual.codegen import amd, nvidia
-from glm_portable.virtual.codegen.chips import Chip, chip
-from glm_portable.virtual.codegen.compiling import compile_for
 from glm_portable.virtual.codegen.metrics import Metrics
+from glm_portable.virtual.compiling import compile_for
 
 
 def inspect(

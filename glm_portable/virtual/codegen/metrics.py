@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from glm_portable.virtual.codegen.chips import Chip
+from glm_portable.virtual.chips import Chip
 
 
 class Disagreement(RuntimeError):

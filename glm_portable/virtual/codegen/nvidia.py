@@ -11,9 +11,9 @@ from pathlib import Path
 from triton import knobs
 from triton.backends.nvidia.compiler import get_ptxas
 
-from glm_portable.virtual.codegen.compiling import Artifact
 from glm_portable.virtual.codegen.loops import Instruction, Listing, hot_range
 from glm_portable.virtual.codegen.metrics import Disagreement, Loop, Metrics
+from glm_portable.virtual.compiling import Artifact
 
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+((?:@!?\w+\s+)?([A-Z][\w.]*).*?)\s*;")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from glm_portable.virtual.codegen.chips import CHIPS
+from glm_portable.virtual.chips import CHIPS
 from glm_portable.virtual.codegen.measure import Result, above_peer
 from glm_portable.virtual.codegen.metrics import Metrics
 from glm_portable.virtual.codegen.peers import Peer

@@ -1,0 +1,89 @@
+"""Dense layers, and how weights are laid out for the matrix unit."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glm_portable.backends.ascend.chip import Chip
+from glm_portable.errors import UsageError
+from glm_portable.ops import Weight
+
+FRACTAL_NZ = 29
+WIDEST = 65535
+"""The most columns that npu_quant_matmul takes; a wider weight is split."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight as the operators take it.
+
+    data: (R, N), or (E, R, N); one part, or several along N. scale: float32 (N) or (E, N).
+    rounded: the scale in BF16, which makes npu_grouped_matmul give BF16. Both None if plain.
+    """
+
+    parts: tuple[Tensor, ...]
+    scale: Tensor | None = None
+    rounded: Tensor | None = None
+
+
+def pack(npu: Any, chip: Chip, w: Weight) -> Weight:
+    """Plain weights stay rows; INT8 with dynamic activations becomes (R, N) in FRACTAL_NZ.
+
+    INT8 without activation quantisation is dequantised: no operator here multiplies it as it is.
+    Raises UsageError for FP8, for a type other than BF16 and for blocks of INT8 scales.
+    """
+    if w.dtype != torch.bfloat16:
+        raise UsageError(f"backend 'ascend' computes in bfloat16, not in {w.dtype}.")
+    if w.data.dtype.itemsize == 1 and w.data.dtype.is_floating_point:
+        raise UsageError(
+            f"{chip.name} does not multiply FP8 ({w.data.dtype}) weights as they are: load the "
+            "checkpoint as BF16 (twice the memory) or requantise it with --quantization w8a8."
+        )
+    if w.scale is None:
+        return replace(w, packed=Packed((_rows_last(w.data),)))
+    if not w.dynamic_activations or w.block is not None:
+        plain = w.dequantize()
+        return Weight(plain, w.dtype, packed=Packed((_rows_last(plain),)))
+    scale = w.scale.to(torch.float32).flatten(-2).contiguous()
+    parts = torch.split(w.data, WIDEST, dim=-2) if w.data.dim() == 2 else (w.data,)
+    tiles = tuple(npu.npu_format_cast(p.mT.contiguous(), FRACTAL_NZ) for p in parts)
+    packed = Packed(tiles, scale, scale.to(torch.bfloat16))
+    return replace(w, data=w.data.new_empty(0), scale=None, packed=packed)
+
+
+def _rows_last(data: Tensor) -> Tensor:
+    """(E, R, N) for the grouped product; a single matrix stays (N, R) for torch's linear."""
+    return data.mT.contiguous() if data.dim() == 3 else data
+
+
+def packed_of(w: Weight) -> Packed:
+    """What `pack` made."""
+    assert isinstance(w.packed, Packed), "the weight was not packed by this backend"
+    return w.packed
+
+
+def linear(npu: Any, x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Tensor:
+    """x @ w.T + bias, with the activations rounded per token where the weight is INT8."""
+    packed = packed_of(w)
+    if packed.scale is None:
+        return F.linear(x_TR, packed.parts[0], bias_N)
+    x, x_scale = npu.npu_dynamic_quant(x_TR)
+    columns, begin = [], 0
+    for part in packed.parts:
+        end = begin + part.shape[1]
+        bias = None if bias_N is None else bias_N[begin:end]
+        columns.append(
+            npu.npu_quant_matmul(
+                x,
+                part,
+                packed.scale[begin:end],
+                pertoken_scale=x_scale,
+                bias=bias,
+                output_dtype=x_TR.dtype,
+            )
+        )
+        begin = end
+    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
