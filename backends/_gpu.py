@@ -140,7 +140,8 @@ class GpuOps:
         tile = self._tile(gate_up.matrices, tokens, k)
         down_tile = replace(self._tile(down.matrices, tokens, k), block_m=tile.block_m)
         count = len(gate_up.matrices.data)
-        alignment = align(self.launch, experts_TK.contiguous(), count, tile.block_m)
+        experts_TK = experts_TK.contiguous()
+        alignment = align(self.launch, experts_TK, count, tile.block_m)
         x, x_scale = self._activations(x_TD, gate_up.activations)
         both = grouped_gemm(
             self.launch, x, x_scale, gate_up.matrices, alignment, tile, x_TD.dtype, tokens * k
@@ -151,7 +152,7 @@ class GpuOps:
             self.launch, hidden, hidden_scale, down.matrices, alignment, down_tile, x_TD.dtype,
             tokens * k, routing,
         )  # fmt: skip
-        return combine(self.launch, parts, k)
+        return combine(self.launch, parts, experts_TK, count)
 
     def _packed(
         self,

@@ -222,7 +222,11 @@ class Ops(Protocol):
         weights_TK: Tensor,
         experts_TK: Tensor,
     ) -> Tensor:
-        """The routed mixture: sum over K of weight * down(silu(gate x) * up x), (T, D)."""
+        """The routed mixture: sum over K of weight * down(silu(gate x) * up x), (T, D).
+
+        A choice outside 0 to E - 1, E being the experts of these weights, belongs to another rank
+        and adds nothing; a token without any other is 0.
+        """
 
 
 def names() -> list[str]:

@@ -126,6 +126,14 @@ def test_rows_without_a_tile_and_columns_beyond_the_width_are_not_written() -> N
 
 def test_combine_sums_in_float32() -> None:
     x = torch.cat([torch.full((1, 70), 256.0), torch.full((3, 70), 1.0)]).to(BF16)
-    got = combine(launch, torch.cat([x, -x]), 4)
+    experts = torch.tensor([[0, 1, 2, 0]] * 2, dtype=torch.int32)
+    got = combine(launch, torch.cat([x, -x]), experts, 3)
     assert got[0].tolist() == [torch.tensor(259.0).to(BF16)] * 70  # in bf16 steps: 256
     assert torch.equal(got[1], -got[0])
+
+
+def test_combine_leaves_out_what_other_ranks_compute() -> None:
+    x = torch.arange(1, 9).view(8, 1).expand(8, 70).to(BF16).contiguous()
+    experts = torch.tensor([[0, -1, 2, 3], [-7, 3, 160, 4]], dtype=torch.int32)
+    x[[1, 3, 4, 5, 6, 7]] = torch.nan
+    assert combine(launch, x, experts, 3)[:, 0].tolist() == [4.0, 0.0]
