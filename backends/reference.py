@@ -11,6 +11,7 @@ from glm_portable.ops import KVCache, Step, Weight
 
 name = "reference"
 device = torch.device("cpu")
+page_size = 16
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 

@@ -32,12 +32,13 @@ from glm_portable.config import ModelConfig
 from glm_portable.ops import KVCache, Step, Weight
 
 __all__ = [
-    "attend", "device", "experts", "kernel", "linear", "name", "pack", "rms_norm", "rope_store",
-    "route", "silu_mul",
+    "attend", "device", "experts", "kernel", "linear", "name", "pack", "page_size", "rms_norm",
+    "rope_store", "route", "silu_mul",
 ]  # fmt: skip
 
 name = "cpu"
 device = torch.device("cpu")
+page_size = 16
 
 # oneDNN sizes its blocks by a row count known in advance; measured, the hint changes little.
 ROWS_HINT = 8
