@@ -176,7 +176,7 @@ def _others(target: Target) -> Iterator[tuple[str, list[Recorded]]]:
         ),
         "160 experts": lambda r: route.route(r, x, gate, bias, _config()),
         "160 experts, tiles of 64": lambda r: align.align(r, experts, EXPERTS, 64),
-        "8 rows of 5120": lambda r: grouped_gemm.combine(r, rows, CHOSEN),
+        "8 rows of 5120": lambda r: grouped_gemm.combine(r, rows, experts, EXPERTS),
     }
     for configuration, start in starts.items():
         recorder = Recorder()
