@@ -82,7 +82,7 @@ class GpuOps:
                 x, b.data[0].T, scale_a=x_scale, scale_b=b.scale[0].T, bias=bias_N,
                 out_dtype=w.dtype,
             )  # fmt: skip
-        tile = self._tile(b, len(x_TR), 1)
+        tile = self._tile(packed, len(x_TR), 1)
         return gemm(self.launch, x, x_scale, b, tile, w.dtype, bias_N)
 
     def rms_norm(
@@ -137,8 +137,8 @@ class GpuOps:
         """Two grouped products around the gate, and a sum over each token's experts."""
         tokens, k = experts_TK.shape
         gate_up, down = self._unpack(gate_up_E2FD), self._unpack(down_EDF)
-        tile = self._tile(gate_up.matrices, tokens, k)
-        down_tile = replace(self._tile(down.matrices, tokens, k), block_m=tile.block_m)
+        tile = self._tile(gate_up, tokens, k)
+        down_tile = replace(self._tile(down, tokens, k), block_m=tile.block_m)
         count = len(gate_up.matrices.data)
         alignment = align(self.launch, experts_TK.contiguous(), count, tile.block_m)
         x, x_scale = self._activations(x_TD, gate_up.activations)
@@ -188,10 +188,11 @@ class GpuOps:
             return silu.silu_mul_quantize(self.launch, self.target, x_T2F)
         return self._activations(silu.silu_mul(self.launch, x_T2F), kind)
 
-    def _tile(self, b: Matrices, tokens: int, chosen: int) -> Tile:
+    def _tile(self, packed: Packed, tokens: int, chosen: int) -> Tile:
         """From the table or the rule, with steps that do not cross a block of scales."""
+        b, w8a16 = packed.matrices, packed.activations is None
         count, n, k = b.data.shape
-        tile = tiles.choose(self.target, count, n, k, b.data.dtype, tokens, chosen)
+        tile = tiles.choose(self.target, count, n, k, b.data.dtype, tokens, chosen, w8a16)
         if b.block is None:
             return tile
         return replace(tile, block_k=math.gcd(tile.block_k, b.block[1]))

@@ -49,3 +49,9 @@ class Target:
         """Where activations are scaled to. On FNUZ 224 = 448 / 2 and not its largest value, 240:
         so every activation gets the code that OCP gives it, and only the scale doubles."""
         return 224.0 if self.fp8 == FNUZ else 448.0
+
+    @property
+    def shared_limit(self) -> int:
+        """Bytes of LDS (shared memory) that one workgroup may have. Sources: CDNA3 and CDNA4
+        instruction set architecture documents; CUDA C++ Programming Guide, compute capabilities."""
+        return {"gfx942": 65_536, "gfx950": 163_840}.get(self.arch, 232_448)
