@@ -40,8 +40,9 @@ def test_a_row_of_zeros_stays_zero_and_a_strided_row_is_read_in_place() -> None:
 def test_norm_and_quantise_in_one(target: Target, with_residual: bool) -> None:
     x, w = normal(5, 176).to(BF16), (1 + normal(176, seed=1) / 8).to(BF16)
     residual = normal(5, 176, seed=2).to(BF16) if with_residual else None
-    codes, scale, total = norm.rms_norm_quantize(launch, target, x, w, 1e-5, residual)
+    both, codes, scale, total = norm.rms_norm_quantize(launch, target, x, w, 1e-5, residual)
     normed, expected_total = norm.rms_norm(launch, x, w, 1e-5, residual)
+    assert torch.equal(both, normed)
     assert torch.equal(total, expected_total)
     assert torch.equal(rounded(codes, scale), reference.quantize_per_token(normed, FP8))
 
@@ -64,6 +65,9 @@ def test_gate_and_quantise_in_one(target: Target) -> None:
     codes, scale = silu.silu_mul_quantize(launch, target, x)
     gated = silu.silu_mul(launch, x)
     assert torch.equal(rounded(codes, scale), reference.quantize_per_token(gated, FP8))
+    both = silu.silu_mul_both(launch, target, x)
+    for got, expected in zip(both, (gated, codes, scale), strict=True):
+        assert torch.equal(got.float(), expected.float())
 
 
 def test_gate_of_a_width_above_one_tile() -> None:
