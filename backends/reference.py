@@ -11,6 +11,7 @@ from glm_portable.ops import KVCache, Step, Weight
 
 name = "reference"
 device = torch.device("cpu")
+page_size = 16
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
@@ -147,7 +148,7 @@ def experts(
 ) -> Tensor:
     """One expert after the other over the tokens that chose it; the sum in float32 at least."""
     out = torch.zeros_like(_wide(x_TD))
-    for e in sorted(set(experts_TK.flatten().tolist())):
+    for e in sorted(set(experts_TK.flatten().tolist()) & set(range(len(gate_up_E2FD.data)))):
         tokens, choice = (experts_TK == e).nonzero(as_tuple=True)
         hidden = silu_mul(linear(x_TD[tokens], _one(gate_up_E2FD, e)))
         y = _wide(linear(hidden, _one(down_EDF, e)))
