@@ -213,11 +213,16 @@ def attend(
     short = [n for n in queries if n <= SHORT]
     if short:
         longest = max(n for n, q in zip(step.kv_lengths, queries, strict=True) if q <= SHORT)
-        splits = triton.cdiv(longest, split_keys(longest))
+        splits = most_splits(longest)
         _launch(launch, target, q_THC, cache, step, scale, out, max(short), splits)
     if len(short) < len(queries):
         _launch(launch, target, q_THC, cache, step, scale, out, 0, 1)
     return out
+
+
+def most_splits(longest: int) -> int:
+    """Splits of any sequence up to that length: a longer one may have fewer (8,193 keys: 17)."""
+    return min(MOST_SPLITS, -(-longest // LEAST_SPLIT))
 
 
 def split_keys(length: int) -> int:

@@ -118,13 +118,16 @@ def grouped_gemm_kernel(
 
 
 @triton.jit
-def combine_kernel(x_ptr, out_ptr, D, K: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Sum of the K rows of each token, in the order of choice."""
+def combine_kernel(x_ptr, experts_ptr, out_ptr, D, E, K: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Sum of the rows of each token's K choices, in their order. Nobody wrote those of experts
+    outside 0 to E - 1: they are not read."""
     token = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_D,), tl.float32)
     for k in tl.static_range(K):
-        x = tl.load(x_ptr + (token * K + k) * D + d, mask=d < D, other=0.0)
+        expert = tl.load(experts_ptr + token * K + k)
+        width = tl.where((expert >= 0) & (expert < E), D, 0)
+        x = tl.load(x_ptr + (token * K + k) * D + d, mask=d < width, other=0.0)
         total += x.to(tl.float32)
     tl.store(out_ptr + token * D + d, total.to(out_ptr.dtype.element_ty), mask=d < D)
 
@@ -163,13 +166,20 @@ def gemm(
     return _launch(launch, a_TR, a_scale, b, None, tile, dtype, len(a_TR), None, bias_N)
 
 
-def combine(launch: Launch, x: Tensor, k: int) -> Tensor:
-    """Sum of every k consecutive rows, in float32, rounded once: (len(x) / k, D)."""
-    tokens, width = len(x) // k, x.shape[1]
+def combine(launch: Launch, x: Tensor, experts_TK: Tensor, count: int) -> Tensor:
+    """Sum of every K consecutive rows, in float32, rounded once: (T, D).
+
+    Rows whose expert is not one of the `count` here are left out, whatever they hold.
+    """
+    assert experts_TK.is_contiguous() and experts_TK.numel() == len(x), f"{experts_TK.shape=}"
+    (tokens, k), width = experts_TK.shape, x.shape[1]
     out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
     block = min(1024, triton.next_power_of_2(width))
     grid = (tokens, triton.cdiv(width, block))
-    launch(combine_kernel, grid, x, out, width, K=k, BLOCK_D=block, options={"num_warps": 4})
+    launch(
+        combine_kernel, grid, x, experts_TK, out, width, count,
+        K=k, BLOCK_D=block, options={"num_warps": 4},
+    )  # fmt: skip
     return out
 
 

@@ -17,7 +17,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from glm_portable.kernels.target import Target
 from glm_portable.kernels.tiles import Tile, choose
-from glm_portable.virtual.codegen.chips import Chip, chip
+from glm_portable.virtual.chips import Chip, chip
 from glm_portable.virtual.codegen.peers import Quantisation
 from glm_portable.virtual.codegen.products import CHOSEN, Product, Shape, record
 
@@ -127,9 +127,9 @@ def unsound(target: Target, candidate: Product) -> list[str]:
     arguments, limit = candidate.launch.arguments, chip(target.arch).shared_limit
     k, found = arguments["K"], []
     least = 16 if kind == "bf16" else 32
-    for size, name, floor in (
-        (tile.block_m, "block_m", 16), (tile.block_n, "block_n", 16), (tile.block_k, "block_k", least),
-    ):  # fmt: skip
+    sizes = {"block_m": tile.block_m, "block_n": tile.block_n, "block_k": tile.block_k}
+    for name, size in sizes.items():
+        floor = least if name == "block_k" else 16
         if size < floor or size & (size - 1):
             found.append(f"{name} is {size}, not a power of two of at least {floor}")
     if kind == "block" and SCALE_BLOCK % tile.block_k:
