@@ -11,8 +11,8 @@ BIN := .venv/bin
 INTERPRET := TRITON_INTERPRET=1 $(BIN)/pytest -q
 KERNELS := $(BIN)/pytest -q tests/kernels
 
-.PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 check \
-	verify-gpu verify-everywhere
+.PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 \
+	test-codegen check 	verify-gpu verify-everywhere
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
@@ -22,7 +22,7 @@ test-unit: .venv/kernels
 	$(BIN)/pytest -q --ignore=tests/interpreter --ignore=tests/kernels $(ARGS)
 
 # With -j2 these run beside each other.
-test-kernels: test-interpreter test-gfx942 test-gfx950
+test-kernels: test-interpreter test-gfx942 test-gfx950 test-codegen
 
 test-interpreter: .venv/kernels
 	$(INTERPRET) tests/interpreter tests/kernels
@@ -30,9 +30,13 @@ test-interpreter: .venv/kernels
 test-gfx942 test-gfx950: test-%: .venv/kernels
 	$(KERNELS) --machine $*
 
+# What the kernels compile into, one case of each kind, and every one: see docs/kernels.md.
+test-codegen verify-codegen: .venv/kernels
+	$(BIN)/python -m glm_portable.virtual.codegen $(if $(filter test-%,$@),--quick)
+
 verify-gpu: $(if $(MACHINE),verify-$(MACHINE),verify-everywhere)
 
-verify-everywhere: verify-interpreter verify-gfx942 verify-gfx950
+verify-everywhere: verify-interpreter verify-gfx942 verify-gfx950 verify-codegen
 
 verify-interpreter: .venv/kernels
 	$(INTERPRET) tests/interpreter tests/kernels --full

@@ -45,6 +45,15 @@ class Target:
         """The e4m3 that the chip multiplies: FNUZ on gfx942 (CDNA 3 ISA), OCP on all others."""
         return FNUZ if self.arch == "gfx942" else OCP
 
+    def check(self, dtype: torch.dtype) -> None:
+        """Raise UsageError for the other dialect, which would be emulated, many times as slowly."""
+        if dtype in (OCP, FNUZ) and dtype != self.fp8:
+            raise UsageError(
+                f"{dtype} on {self.arch}: this chip computes with {self.fp8}, and would emulate "
+                "the other FP8 slowly; give it weights packed by its own backend and a KV cache of "
+                f"bfloat16 or {self.fp8}."
+            )
+
     @property
     def fp8_top(self) -> float:
         """Where activations are scaled to. On FNUZ 224 = 448 / 2 and not its largest value, 240:

@@ -82,11 +82,12 @@ def default(
     target: Target, experts: int, k: int, dtype: torch.dtype, tokens: int, chosen: int = 1
 ) -> Tile:
     """Right for every shape. Tall tiles once an expert has rows to fill them; steps of 128 bytes
-    along K, or the largest power of two that divides K when that is at least half of it."""
+    along K, or of 64 where these leave no remainder or K has but one step and a remainder."""
     rows = -(-tokens * chosen // experts)
     block_m = next((m for m in (16, 32, 64) if rows <= m), 128)
     step = 128 // dtype.itemsize
-    block_k = step // 2 if k % step and k % (step // 2) == 0 else step
+    half = k % step and (k % (step // 2) == 0 or k < 2 * step)
+    block_k = step // 2 if half else step
     wide = block_m >= 64
     options = {"num_warps": 8 if block_m == 128 else 4, "num_stages": 2 if target.is_amd else 3}
     if target.is_amd:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 
 from glm_portable.virtual.cdna import (
+    atomics,
     control,
     convert,
     crosslane,
@@ -32,6 +33,7 @@ _FAMILIES: tuple[tuple[str, Bind], ...] = (
     ("salu", scalar.bind),
     ("control", control.bind),
     ("memory", vmem.bind),
+    ("memory", atomics.bind),
     ("lds", ds.bind),
 )
 _KINDS = {"s_barrier": "barrier", "s_waitcnt": "wait"}
@@ -97,10 +99,7 @@ def decode_instruction(instruction: Instruction, context: Context) -> Decoded:
 
 def _touches(instruction: Instruction, kind: str) -> frozenset[int]:
     """All registers named; but of a load its destination only as `Wave.issue` says."""
-    loads = kind in ("memory", "lds") and "store" not in instruction.mnemonic
-    loads = loads and not instruction.mnemonic.startswith("ds_write")
-    loads = loads and "lds" not in instruction.modifiers.values
-    loads = loads and "_lds_" not in instruction.mnemonic
+    loads = kind in ("memory", "lds") and _returns(instruction)
     named = instruction.operands[1:] if loads else instruction.operands
     implicit = _IMPLICIT.get(instruction.mnemonic, ())
     return frozenset((*implicit, *(r for operand in named for r in operand.registers)))
@@ -112,6 +111,16 @@ def _mode_problems(directives: dict[str, int]) -> list[str]:
         for name, value in _MODE.items()
         if directives.get(name, value) != value
     ]
+
+
+def _returns(instruction: Instruction) -> bool:
+    """Whether a memory instruction's first operand is written once it lands, and not read."""
+    name, modifiers = instruction.mnemonic, instruction.modifiers.values
+    if "_atomic_" in name:
+        return name.startswith("global") and "sc0" in modifiers
+    if name.startswith("ds_"):
+        return any(part in name for part in ("read", "permute", "swizzle", "rtn"))
+    return "load" in name and "_lds_" not in name and "lds" not in modifiers
 
 
 def _check_registers(instruction: Instruction, directives: dict[str, int]) -> None:

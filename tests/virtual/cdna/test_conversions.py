@@ -259,6 +259,12 @@ def test_scaled_decoding(target: str, kind: str) -> None:
                 for actual, which in zip(results, (code, code ^ 0x81), strict=True):
                     assert small.same(actual, expected(which, power)), (hex(which), hex(scale))
     wave = new_wave("gfx950")
+    set_vector(wave, 2, 0x7878)  # 256 or 32768, times 2^10
+    step(wave, f"v_cvt_scalef32_pk_f16_{kind} v0, v2, 0x44800000")
+    assert vector(wave, 0)[0] == 0x7C007C00
+    step(wave, "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1")
+    step(wave, f"v_cvt_scalef32_pk_f16_{kind} v0, v2, 0x44800000")
+    assert vector(wave, 0)[0] == 0x7BFF7BFF
     set_vector(wave, 2, 0x38)
     step(wave, f"v_cvt_scalef32_pk_f32_{kind} v[0:1], v2, 0x7f800000")
     assert F32.is_nan(vector(wave, 0)[0])
