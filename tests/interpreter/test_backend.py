@@ -9,11 +9,14 @@ from torch import Tensor
 
 from glm_portable.backends import reference
 from glm_portable.backends.rocm import virtual
+from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
+from glm_portable.kernels.launch import observed
 from glm_portable.ops import KVCache, Step, Weight
 from glm_portable.verify.metrics import faults
 from glm_portable.virtual import interpreter
 from tests.backends.cases import CASES, Case, normal, quantised, weight
+from tests.random_checkpoint import small_config
 
 FNUZ, OCP = (virtual(arch, interpreter.launch) for arch in ("gfx942", "gfx950"))
 FP8 = torch.float8_e4m3fn
@@ -118,3 +121,39 @@ def test_neighbours_do_not_change_a_token() -> None:
     weights = torch.full((5, 2), 0.5)
     together = OCP.experts(x, gate_up, down, weights, experts)
     assert torch.equal(together[:1], OCP.experts(x[:1], gate_up, down, weights[:1], experts[:1]))
+
+
+@pytest.mark.parametrize("ops", [FNUZ, OCP], ids=["gfx942", "gfx950"])
+@pytest.mark.parametrize("kernel", ["vendor", "own"])
+def test_fp8_products_add_their_bias(ops: Any, kernel: str) -> None:
+    """By the vendor's library on widths that are multiples of 16, by our kernel on others."""
+    n = 64 if kernel == "vendor" else 56
+    w = quantised(n, 96, dtype=torch.bfloat16, kind=FP8, dynamic=True)
+    x, bias = normal(17, 96).bfloat16(), (normal(n, seed=2) * 4).bfloat16()
+    launch, seen = observed(interpreter.launch)
+    got = virtual(ops.target.arch, launch).linear(x, ops.pack(w), bias)
+    exact = reference.linear(x.double(), replace(w, dtype=torch.float64), bias.double())
+    assert faults(got, reference.linear(x, w, bias), exact) == []
+    assert seen == ({"quantize": 1} if kernel == "vendor" else {"quantize": 1, "grouped_gemm": 1})
+
+
+def test_no_tokens_start_no_kernel() -> None:
+    """A rank may be left without tokens for its experts."""
+    launch, seen = observed(interpreter.launch)
+    ops = virtual("gfx942", launch)
+    cfg = ModelConfig.from_dict(small_config(n_routed_experts=16, num_experts_per_tok=4))
+    x, ids = torch.empty(0, 64).bfloat16(), torch.empty(0, 4, dtype=torch.int32)
+    for dynamic in (True, False):
+        gate_up, down, flat, odd = (
+            ops.pack(quantised(*s, dtype=torch.bfloat16, kind=FP8, dynamic=dynamic))
+            for s in ((16, 64, 64), (16, 64, 32), (48, 64), (40, 64))
+        )
+        assert ops.experts(x, gate_up, down, torch.empty(0, 4), ids).shape == (0, 64)
+        assert ops.linear(x, flat).shape == (0, 48) and ops.linear(x, odd).shape == (0, 40)
+        normed, total = ops.rms_norm(x, torch.ones(64).bfloat16(), 1e-5, x, flat)
+        assert normed.shape == total.shape == (0, 64)
+        assert ops.linear(normed, flat).dtype == torch.bfloat16
+        assert ops.silu_mul(x, None).shape == (0, 32)
+    assert ops.linear(x, ops.pack(weight(48, 64, dtype=torch.bfloat16))).shape == (0, 48)
+    weights, experts = ops.route(x, torch.ones(16, 64), torch.zeros(16), cfg)
+    assert weights.shape == experts.shape == (0, 4) and not seen
