@@ -12,10 +12,11 @@ from glm_portable.errors import UsageError
 from glm_portable.kernels.launch import Launch
 from glm_portable.virtual.cdna.chips import chip_named
 from glm_portable.virtual.cdna.compile import Compiled, compile_kernel
+from glm_portable.virtual.cdna.decode import decode_text
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction
-from glm_portable.virtual.cdna.machine import Grid, Job, Statistics, run
+from glm_portable.virtual.cdna.machine import Code, Grid, Job, Statistics, run
 from glm_portable.virtual.cdna.memory import Bytes, GlobalMemory
-from glm_portable.virtual.cdna.parser import parse
+from glm_portable.virtual.cdna.parser import Program
 
 MAX_INSTRUCTIONS = 100_000_000  # of one workgroup; what runs longer is taken to hang
 
@@ -62,17 +63,18 @@ def launch_on(arch: str, seed: int = 0) -> Launch:
 def execute(
     compiled: Compiled,
     grid: Sequence[int],
-    text: str | None = None,
+    code: Code | None = None,
     seed: int = 0,
     max_instructions: int = MAX_INSTRUCTIONS,
 ) -> Statistics:
-    """Execute compiled code on the arguments it was compiled with; text: in place of its own."""
-    text = compiled.text if text is None else text
+    """Execute compiled code on the arguments it was compiled with; code: in place of its own."""
+    program, own = decode_text(compiled.text, compiled.arch)
     memory = GlobalMemory()
-    kernarg = memory.place(*_kernarg(text, compiled.arguments, memory), writable=False)
+    kernarg = memory.place(*_kernarg(program, compiled.arguments, memory), writable=False)
     job = Job(
-        text,
-        compiled.arch,
+        program,
+        own if code is None else code,
+        chip_named(compiled.arch),
         _three(grid),
         compiled.waves,
         kernarg,
@@ -91,11 +93,11 @@ def _three(grid: Sequence[int]) -> Grid:
 
 
 def _kernarg(
-    text: str, arguments: Sequence[Any], memory: GlobalMemory
+    program: Program, arguments: Sequence[Any], memory: GlobalMemory
 ) -> tuple[Bytes, list[tuple[int, int]]]:
     """The kernel argument segment as the code object's metadata lays it out; what the compiler
     added behind the kernel's own arguments (scratch pointers) is null."""
-    metadata = parse(text).metadata
+    metadata = program.metadata
     layout = metadata[".args"]
     size = metadata[".kernarg_segment_size"]
     addresses = _place_tensors([a for a in arguments if isinstance(a, Tensor)], memory)
