@@ -1,7 +1,7 @@
 """Run a Triton kernel's machine code on CPU tensors: compile, place arguments, execute."""
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ def launch(
     `kernel[grid]`. seed: of the order in which waves take turns. Raises UsageError for arguments
     that cannot be passed, and Fault for what the program does wrong.
     """
+    _refuse_descriptors([*args, *named.values()])
     options = {"num_warps": num_warps, "num_stages": num_stages, **named}
     compiled = compile_kernel(kernel, args, arch, options)
     shape = grid(compiled.bound) if callable(grid) else grid
@@ -117,6 +118,14 @@ def _encoded(value: Any, width: int) -> bytes:
     if isinstance(value, int):
         return (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
     raise UsageError(f"an argument of type {type(value).__name__} cannot be passed to a kernel.")
+
+
+def _refuse_descriptors(values: Iterable[Any]) -> None:
+    for value in values:
+        if "Descriptor" in type(value).__name__:
+            raise UsageError(
+                f"a {type(value).__name__} cannot be simulated; pass the tensor and its strides."
+            )
 
 
 def _place_tensors(tensors: Sequence[Tensor], memory: GlobalMemory) -> dict[int, int]:

@@ -3,8 +3,9 @@
 A mutant lacks one instruction, or one of its instructions reads another register.
 """
 
+import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,13 +18,14 @@ from glm_portable.virtual.cdna.decoded import Context, Decoded
 from glm_portable.virtual.cdna.faults import Fault
 from glm_portable.virtual.cdna.launcher import execute
 from glm_portable.virtual.cdna.machine import Code, Statistics
+from glm_portable.virtual.cdna.operands import SGPR
 from glm_portable.virtual.cdna.parser import Instruction
 from glm_portable.virtual.cdna.state import Wave
 from glm_portable.virtual.cdna.subjects import Subject
 
 Kind = Literal["barrier", "wait", "mfma", "lds", "mask", "register"]
 KINDS: tuple[Kind, ...] = ("barrier", "wait", "mfma", "lds", "mask", "register")
-SURVIVED, WRONG, NEVER, IDLE = "survived", "wrong result", "never executed", "never waits"
+SURVIVED, WRONG, NEVER, IDLE = "survived", "wrong result", "never executed", "without effect"
 
 _TOLERANCE = 0.01  # of a result's RMS; about what the project's own tests let pass
 
@@ -58,8 +60,9 @@ class Verdict:
 class Trial:
     """A program whose mutants are judged against its own results.
 
-    A wait is idle if nothing it waits for was ever under way, a barrier in a workgroup of one wave:
-    without it the program is the same.
+    Without effect are a wait if nothing it waits for was ever under way, a barrier in a workgroup
+    of one wave, and an MFMA or mask that never changed a bit of its destination (a product of
+    zeros, a mask that lets all pass): without it the program is the same.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -85,7 +88,7 @@ class Trial:
     def judge(self, mutant: Mutant, seeds: Sequence[int]) -> Verdict:
         if not self._counts[mutant.index]:
             return Verdict(mutant, NEVER)
-        if mutant.kind in ("wait", "barrier") and mutant.index not in self._busy:
+        if mutant.kind in ("wait", "barrier", "mfma", "mask") and mutant.index not in self._busy:
             return Verdict(mutant, IDLE)
         code = (*self._code[: mutant.index], mutant.decoded, *self._code[mutant.index + 1 :])
         for seed in seeds:
@@ -106,16 +109,22 @@ class Trial:
         return [a for a in compiled.arguments if isinstance(a, Tensor)], statistics
 
     def _watched(self, index: int, decoded: Decoded) -> Decoded:
-        """Note where a wait or barrier has something to do."""
-        if decoded.kind not in ("wait", "barrier"):
+        """Note where an instruction that may be taken out has something to do."""
+        instruction = self._program.instructions[index]
+        if decoded.kind == "wait":
+            state: Callable[[Wave], object] = _under_way
+        elif decoded.kind == "mfma" or _is("mask", instruction, decoded):
+            registers = tuple(instruction.operands[0].registers)
+            state = functools.partial(_contents, registers)
+        else:
+            if decoded.kind == "barrier" and self.subject.compiled.waves > 1:
+                self._busy.add(index)
             return decoded
 
         def execute(wave: Wave) -> None:
-            before = len(wave.vector_queue) + len(wave.lgkm_queue)
+            before = state(wave)
             decoded.execute(wave)
-            after = len(wave.vector_queue) + len(wave.lgkm_queue)
-            alone = self.subject.compiled.waves == 1
-            if after < before or (decoded.kind == "barrier" and not alone):
+            if state(wave) != before:
                 self._busy.add(index)
 
         return replace(decoded, execute=execute)
@@ -153,6 +162,16 @@ class Trial:
         context = Context(chip_named(compiled.arch), self._program.labels)
         text = f"the register after {old.text} as operand {place}"
         return text, decode_instruction(changed, context)
+
+
+def _under_way(wave: Wave) -> object:
+    return len(wave.vector_queue) + len(wave.lgkm_queue)
+
+
+def _contents(registers: tuple[int, ...], wave: Wave) -> object:
+    """Values and what is undefined of them, and EXEC."""
+    values = [wave.vectors[r].tobytes() if r < SGPR else wave.scalars[r - SGPR] for r in registers]
+    return wave.exec, values, [wave.undefined[r] for r in registers]
 
 
 def _is(kind: Kind, instruction: Instruction, decoded: Decoded) -> bool:

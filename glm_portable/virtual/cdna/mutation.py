@@ -7,6 +7,7 @@ under a few orders of waves. The simulator should fault, or the result be wrong.
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -14,6 +15,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from glm_portable.virtual.compiler import settle
+
+if TYPE_CHECKING:
+    from glm_portable.virtual.cdna.mutants import Verdict
+
+    Found = dict[tuple[str, str], list[Verdict]]
+    """By kernel with chip, and kind."""
 
 ARCHS = ("gfx942", "gfx950")
 
@@ -27,14 +34,14 @@ ARCHS = ("gfx942", "gfx950")
 def main(arch: tuple[str, ...], kernel: str, seed: int, most: int, orders: int) -> None:
     """Print what became of the mutants, by kind and by kernel, and the survivors."""
     settle()
-    from glm_portable.virtual.cdna.mutants import KINDS, Trial, Verdict  # compiles: settle first
+    from glm_portable.virtual.cdna.mutants import KINDS, Trial  # compiles: settle first
     from glm_portable.virtual.cdna.subjects import SUBJECTS, subject
 
     names = [name for name in SUBJECTS if kernel in name]
     if not names:
         raise click.UsageError(f"no kernel's name contains {kernel!r}: {', '.join(SUBJECTS)}.")
     targets = arch or ARCHS
-    found: dict[tuple[str, str], list[Verdict]] = {}
+    found: Found = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("mutants", total=len(targets) * len(names) * len(KINDS))
         for target in targets:
@@ -52,16 +59,16 @@ def main(arch: tuple[str, ...], kernel: str, seed: int, most: int, orders: int) 
         out.print(line, markup=False)
 
 
-def _rate(verdicts: Sequence) -> str:
+def _rate(verdicts: "Sequence[Verdict]") -> str:
     counted = [v for v in verdicts if v.counts]
     return f"{sum(v.killed for v in counted)} / {len(counted)}" if counted else "-"
 
 
-def _by_kind(found, kinds) -> Table:
+def _by_kind(found: "Found", kinds: Sequence[str]) -> Table:
     from glm_portable.virtual.cdna.mutants import IDLE, NEVER, SURVIVED, WRONG
 
     table = Table(title="mutants killed, by kind", title_justify="left")
-    columns = ("kind", "killed", "by wrong result", "by fault", "never executed", "never waits")
+    columns = ("kind", "killed", "by wrong result", "by fault", "never executed", "without effect")
     for column in columns:
         table.add_column(column, justify="left" if column == "kind" else "right")
     for kind in kinds:
@@ -71,12 +78,12 @@ def _by_kind(found, kinds) -> Table:
         faults = ", ".join(f"{n} {o}" for o, n in outcomes.most_common() if o not in special)
         table.add_row(
             kind, _rate(verdicts), str(outcomes[WRONG]), faults or "0", str(outcomes[NEVER]),
-            str(outcomes[IDLE]) if kind in ("wait", "barrier") else "",
+            str(outcomes[IDLE]),
         )  # fmt: skip
     return table
 
 
-def _by_kernel(found, kinds) -> Table:
+def _by_kernel(found: "Found", kinds: Sequence[str]) -> Table:
     table = Table(title="mutants killed, by kernel", title_justify="left")
     for column in ("kernel", *kinds):
         table.add_column(column, justify="left" if column == "kernel" else "right")
@@ -85,7 +92,7 @@ def _by_kernel(found, kinds) -> Table:
     return table
 
 
-def _survivors(found) -> Iterator[str]:
+def _survivors(found: "Found") -> Iterator[str]:
     for (name, kind), verdicts in found.items():
         for verdict in verdicts:
             if verdict.counts and not verdict.killed:

@@ -73,14 +73,16 @@ def _experts(kind: torch.dtype) -> Callable[[GpuOps], object]:
             packed.append(ops.pack(Weight(data.to(kind), BF16, scale, None, kind == FP8)))
         chosen = torch.tensor([[0], [1], [1], [0], [1]], dtype=torch.int32)
         x = _normal(tokens, d, seed=3).to(BF16)
-        return ops.experts(x, *packed, torch.ones(tokens, 1), chosen)
+        gate_up, down = packed
+        return ops.experts(x, gate_up, down, torch.ones(tokens, 1), chosen)
 
     return run
 
 
 def _decode(ops: GpuOps) -> object:
     step = Step.build([(70, 1, [4, 1, 3, 2, 0]), (19, 1, [6, 5])], 16, ops.device)
-    cache = KVCache(*(_normal(8, 16, 1, 64, seed=s).to(BF16) for s in (1, 2)))
+    keys, values = (_normal(8, 16, 1, 64, seed=s).to(BF16) for s in (1, 2))
+    cache = KVCache(keys, values)
     return ops.attend(_normal(2, 12, 64, seed=3).to(BF16), cache, step, 0.125)
 
 
