@@ -38,6 +38,7 @@ class AscendOps:
     """
 
     name = "ascend"
+    formats = frozenset({"bf16", "w8a8", "int8"})
     page_size = 128
     """What the attention operator recommends; other multiples of 16 are legal."""
 

@@ -82,6 +82,6 @@ def mrope(
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, head_size: int) -> Tensor:
     heads = torch.unflatten(x, 1, (-1, head_size)).float()
     half = cos.shape[-1]
-    low, high, kept = heads.split([half, half, head_size - 2 * half], -1)
+    low, high, kept = torch.split(heads, [half, half, head_size - 2 * half], dim=-1)
     turned = torch.cat([low * cos - high * sin, high * cos + low * sin, kept], -1)
     return turned.flatten(1).to(x.dtype)

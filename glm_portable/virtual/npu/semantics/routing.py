@@ -42,18 +42,33 @@ def init_routing(
     require(ids == torch.int32, INIT, "expert_idx's dtype", ids, "it must be int32")
     require(x.dtype in FLOATS, INIT, "x's dtype", x.dtype, f"it must be one of {FLOATS}")
     require(x.is_contiguous(), INIT, "x's strides", x.stride(), "it must be contiguous")
-    require(expert_tokens_num_type == COUNTS, INIT, "expert_tokens_num_type",
-            expert_tokens_num_type, "1 (counts) is what is simulated")
+    require(
+        expert_tokens_num_type == COUNTS,
+        INIT,
+        "expert_tokens_num_type",
+        expert_tokens_num_type,
+        "1 (counts) is what is simulated",
+    )
     require(expert_tokens_num_flag, INIT, "expert_tokens_num_flag", False, "it must be True")
     require(quant_mode in (PLAIN, DYNAMIC), INIT, "quant_mode", quant_mode, "it must be -1 or 1")
     require(drop_pad_mode == 0, INIT, "drop_pad_mode", drop_pad_mode, "only 0 is supported")
     require(row_idx_type == 0, INIT, "row_idx_type", row_idx_type, "0 (gather) is simulated")
     require(scale is None and offset is None, INIT, "scale", "given", "it is not simulated")
-    require(active_num in (-1, 0, tokens * k), INIT, "active_num", active_num,
-            f"there are {tokens * k} choices")
+    require(
+        active_num in (-1, 0, tokens * k),
+        INIT,
+        "active_num",
+        active_num,
+        f"there are {tokens * k} choices",
+    )
     begin, end = active_expert_range or (0, expert_num)
-    require(0 <= begin < end <= expert_num, INIT, "active_expert_range", [begin, end],
-            f"there are {expert_num} experts")
+    require(
+        0 <= begin < end <= expert_num,
+        INIT,
+        "active_expert_range",
+        [begin, end],
+        f"there are {expert_num} experts",
+    )
     flat = expert_idx.flatten().long()
     known = bool(((flat >= 0) & (flat < expert_num)).all())
     require(known, INIT, "expert_idx", flat.tolist(), f"there are {expert_num} experts")
@@ -83,23 +98,39 @@ def token_unpermute(
     """Row t is the sum over k of probs[t, k] * permuted_tokens[sorted_indices[t * K + k]]."""
     op = UNPERMUTE
     require(not padded_mode, op, "padded_mode", padded_mode, "only False is supported")
-    require(sorted_indices.dtype == torch.int32, op, "sorted_indices's dtype",
-            sorted_indices.dtype, "it must be int32")
+    require(
+        sorted_indices.dtype == torch.int32,
+        op,
+        "sorted_indices's dtype",
+        sorted_indices.dtype,
+        "it must be int32",
+    )
     count = len(permuted_tokens)
     inside = bool(((sorted_indices >= 0) & (sorted_indices < count)).all())
-    require(inside, op, "sorted_indices", sorted_indices.tolist(),
-            f"an index must be one of the {count} rows")
+    require(
+        inside,
+        op,
+        "sorted_indices",
+        sorted_indices.tolist(),
+        f"an index must be one of the {count} rows",
+    )
     once = len(set(sorted_indices.tolist())) == len(sorted_indices)
     require(once, op, "sorted_indices", sorted_indices.tolist(), "no index may come twice")
     k = 1
     if probs is not None:
         k = probs.shape[1]
-        require(probs.dtype in FLOATS, op, "probs's dtype", probs.dtype,
-                f"it must be one of {FLOATS}")
+        require(
+            probs.dtype in FLOATS, op, "probs's dtype", probs.dtype, f"it must be one of {FLOATS}"
+        )
         require(k <= MOST_CHOICES, op, "the choices of a token", k, f"{MOST_CHOICES} is the most")
-        require(probs.numel() == len(sorted_indices), op, "probs's shape", tuple(probs.shape),
-                f"there are {len(sorted_indices)} indices")
-    parts = permuted_tokens[sorted_indices.long()torch.unflatten(].float(), 0, (-1, k))
+        require(
+            probs.numel() == len(sorted_indices),
+            op,
+            "probs's shape",
+            tuple(probs.shape),
+            f"there are {len(sorted_indices)} indices",
+        )
+    parts = torch.unflatten(permuted_tokens[sorted_indices.long()].float(), 0, (-1, k))
     if probs is not None:
         parts = parts * probs.float().unsqueeze(-1)
     return parts.sum(1).to(permuted_tokens.dtype)
