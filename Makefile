@@ -1,18 +1,48 @@
-# make serve   set up and serve the embedded pocket model      (PORT=8123, ARGS="--max-num-seqs 4")
-# make test    set up and run the tests
-# make check   set up and run ruff format, ruff and mypy
+# make serve       set up and serve the embedded pocket model      (PORT=8123, ARGS="--max-num-seqs 4")
+# make test        set up and run the tests; the kernels in the interpreter and on simulated chips
+# make verify-gpu  every case of the kernel tests on every machine that is not here: an hour or two
+#                  (MACHINE=gpu for the one that is here, or interpreter, gfx942, gfx950)
+# make check       set up and run ruff format, ruff and mypy
 PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
+MACHINE ?=
 BIN := .venv/bin
+INTERPRET := TRITON_INTERPRET=1 $(BIN)/pytest -q
+KERNELS := $(BIN)/pytest -q tests/kernels
 
-.PHONY: serve test check
+.PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 \
+	test-codegen check 	verify-gpu verify-everywhere
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
-test: .venv/kernels
-	$(BIN)/pytest -q --ignore=tests/interpreter $(ARGS)
-	TRITON_INTERPRET=1 $(BIN)/pytest -q tests/interpreter
+test: test-unit test-kernels
+
+test-unit: .venv/kernels
+	$(BIN)/pytest -q --ignore=tests/interpreter --ignore=tests/kernels $(ARGS)
+
+# With -j2 these run beside each other.
+test-kernels: test-interpreter test-gfx942 test-gfx950 test-codegen
+
+test-interpreter: .venv/kernels
+	$(INTERPRET) tests/interpreter tests/kernels
+
+test-gfx942 test-gfx950: test-%: .venv/kernels
+	$(KERNELS) --machine $*
+
+# What the kernels compile into, one case of each kind, and every one: see docs/kernels.md.
+test-codegen verify-codegen: .venv/kernels
+	$(BIN)/python -m glm_portable.virtual.codegen $(if $(filter test-%,$@),--quick)
+
+verify-gpu: $(if $(MACHINE),verify-$(MACHINE),verify-everywhere)
+
+verify-everywhere: verify-interpreter verify-gfx942 verify-gfx950 verify-codegen
+
+verify-interpreter: .venv/kernels
+	$(INTERPRET) tests/interpreter tests/kernels --full
+
+verify-%: .venv/kernels
+	$(KERNELS) --machine $* --full
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

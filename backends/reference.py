@@ -11,6 +11,7 @@ from glm_portable.ops import KVCache, Step, Weight
 
 name = "reference"
 device = torch.device("cpu")
+page_size = 16
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
@@ -80,6 +81,24 @@ def store(k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
         pages.flatten(0, 1)[step.slots_T] = x_TGC.to(pages.dtype)
 
 
+def rope_store(
+    q_THC: Tensor,
+    k_TGC: Tensor,
+    v_TGC: Tensor,
+    cos_TC: Tensor,
+    sin_TC: Tensor,
+    cache: KVCache,
+    step: Step,
+    q_norm_C: Tensor | None = None,
+    k_norm_C: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """`rope`, then `store`."""
+    q_THC, k_TGC = rope(q_THC, k_TGC, cos_TC, sin_TC, q_norm_C, k_norm_C, eps)
+    store(k_TGC, v_TGC, cache, step)
+    return q_THC
+
+
 def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
     """softmax(q k^T * scale + causal mask) v, one sequence at a time, softmax in float32."""
     out = torch.empty_like(q_THC)
@@ -129,7 +148,7 @@ def experts(
 ) -> Tensor:
     """One expert after the other over the tokens that chose it; the sum in float32 at least."""
     out = torch.zeros_like(_wide(x_TD))
-    for e in sorted(set(experts_TK.flatten().tolist())):
+    for e in sorted(set(experts_TK.flatten().tolist()) & set(range(len(gate_up_E2FD.data)))):
         tokens, choice = (experts_TK == e).nonzero(as_tuple=True)
         hidden = silu_mul(linear(x_TD[tokens], _one(gate_up_E2FD, e)))
         y = _wide(linear(hidden, _one(down_EDF, e)))

@@ -231,9 +231,11 @@ class Checkpoint:
                 yield module, done
 
     def _one_to_int8(self, module: str, out: Tensor) -> tuple[Tensor, float]:
-        data, scale, error = formats.to_int8(linear(self._entries, module, self.config)[0])
-        out.copy_(data)
-        return scale, error
+        on_host = out if out.device == CPU else torch.empty(out.shape, dtype=out.dtype)
+        found = formats.to_int8(linear(self._entries, module, self.config)[0], on_host)
+        if on_host is not out:
+            out.copy_(on_host)
+        return found
 
     def _one_to_plain(self, module: str, out: Tensor) -> None:
         source, _ = linear(self._entries, module, self.config)

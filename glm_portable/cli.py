@@ -1,4 +1,4 @@
-"""The command line: `glm-portable serve | generate | chat | evaluate | bench`."""
+"""The command line: `glm-portable serve | generate | chat | evaluate | convert | bench`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +176,30 @@ def bench(model: str | None, batches: str, **options: Any) -> None:
     if not all(count.strip().isdigit() and int(count) > 0 for count in counts):
         raise click.UsageError(f"--batches {batches!r} must be counts such as 1,8.")
     run_bench(model, batches=[int(count) for count in counts], **options)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("output", type=click.Path(path_type=Path))
+@option(
+    "--quantization",
+    type=click.Choice(["w8a8", "bf16"]),
+    required=True,
+    help="w8a8: INT8 weights and activations, in msmodelslim's layout. bf16: dequantised.",
+)
+@option("--shard-size", type=float, default=5.0, help="GB of one file at most.")
+@option(
+    "--router-bias-from",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The original of a checkpoint whose conversion lost its router biases.",
+)
+@option("--revision", help="Branch, tag or commit, for a MODEL on a hub.")
+@config_option
+def convert(model: str, output: Path, **options: Any) -> None:
+    """Write MODEL in another format to the folder OUTPUT; can be stopped and repeated."""
+    from glm_portable.commands import run_convert
+
+    raise SystemExit(run_convert(model, output, **options))
 
 
 LOAD_OPTIONS = (

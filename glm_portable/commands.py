@@ -2,18 +2,22 @@
 
 import json
 import logging
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from glm_portable import hub
+from glm_portable.convert import Conversion
 from glm_portable.engine.engine import Engine
 from glm_portable.evaluate import Answer, Ask, Call, Endpoint
 from glm_portable.glm import GLM
 from glm_portable.serve.server import bind, run
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
-from glm_portable.terminal import load_with_progress
+from glm_portable.terminal import load_with_progress, progress_bar
 
 
 def run_server(
@@ -75,6 +79,41 @@ def run_server(
 def _ready(url: str, settings: ServerSettings, machine: str) -> str:
     names = ", ".join(settings.served_model_names)
     return f"Serving {names} on {machine} at {url}/v1 (Ctrl-C finishes what runs and ends)"
+
+
+def run_convert(
+    model: str,
+    output: Path,
+    *,
+    quantization: str,
+    shard_size: float,
+    router_bias_from: Path | None,
+    revision: str | None,
+) -> int:
+    """Convert with a progress bar; returns the exit code. shard_size: in GB. Raises UsageError."""
+    conversion = Conversion(
+        hub.resolve(model, revision),
+        output,
+        quantization,
+        shard_bytes=int(shard_size * 1e9),
+        router_bias_from=router_bias_from,
+    )
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    begin = time.monotonic()
+    try:
+        with progress_bar("converting", console) as advance:
+            kept = conversion.run(lambda count: advance(count, conversion.total_bytes))
+    except KeyboardInterrupt:
+        console.print("Stopped; the same command goes on from here.")
+        return 130
+    seconds, count = time.monotonic() - begin, len(conversion.files)
+    known = f", {kept} of them kept from an earlier run" if kept else ""
+    console.print(
+        f"Wrote {output} ({quantization}): {conversion.total_bytes / 1e9:,.2f} GB in {count} "
+        f"file{'s' if count > 1 else ''}{known}, {seconds:.1f} s",
+        markup=False,
+    )
+    return 0
 
 
 def ask_endpoint(url: str, model: str | None, api_key: str | None) -> Endpoint:

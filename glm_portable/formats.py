@@ -64,31 +64,36 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     Halves are rounded to even. The error of a number is at most half its row's scale.
     """
-    top = rows.abs().amax(1, keepdim=True)
-    scale = (top / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return (rows / scale).round().to(torch.int8), scale
+    low, high = torch.aminmax(rows, dim=1, keepdim=True)
+    top = torch.maximum(-low, high)
+    scale = (top / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+    return (rows / scale).round_().to(torch.int8), scale
 
 
-def to_int8(source: Linear) -> tuple[Tensor, Tensor, float]:
-    """(int8 weight (N, R), float32 scales (N, 1), relative RMS error) of a module on disk.
+def to_int8(source: Linear, out: Tensor) -> tuple[Tensor, float]:
+    """Fill the int8 `out` (N, R), on the host, with a module on disk.
 
-    Raises UsageError for weights that are not finite.
+    Returns its float32 scales (N, 1) and the relative RMS error. Raises UsageError for weights
+    that are not finite.
     """
-    data = torch.empty(source.entry.shape, dtype=torch.int8)
     scale = torch.empty(source.entry.shape[0], 1)
     lost = power = 0.0
     for begin, rows in source.pieces():
         end = begin + len(rows)
-        data[begin:end], scale[begin:end] = quantize_rows(rows)
-        power += rows.square().sum(dtype=torch.float64).item()
-        off = data[begin:end].to(torch.float32).mul_(scale[begin:end]).sub_(rows)
-        lost += off.square().sum(dtype=torch.float64).item()
-    if not math.isfinite(power):
+        out[begin:end], scale[begin:end] = quantize_rows(rows)
+        power += _square(rows)
+        off = out[begin:end].to(torch.float32).mul_(scale[begin:end]).sub_(rows)
+        lost += _square(off)
+    if not scale.isfinite().all():
         raise UsageError(
             f"{source.entry.name} in {source.entry.shard.path} holds values that are not finite: "
             "the file is corrupt, download it again."
         )
-    return data, scale, math.sqrt(lost / power) if power else 0.0
+    return scale, math.sqrt(lost / power) if power else 0.0
+
+
+def _square(x: Tensor) -> float:
+    return torch.dot(x.view(-1), x.view(-1)).item()
 
 
 def to_plain(source: Linear, out: Tensor) -> None:

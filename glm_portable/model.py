@@ -78,10 +78,10 @@ class Attention:
         q_THC, k_TGC, v_TGC = (
             x.view(len(x), -1, self.size) for x in torch.split(qkv, self.widths, dim=-1)
         )
-        q_THC, k_TGC = self.ops.rope(
-            q_THC, k_TGC, rotary.cos_TC, rotary.sin_TC, self.q_norm, self.k_norm, self.eps
-        )
-        self.ops.store(k_TGC, v_TGC, cache, step)
+        q_THC = self.ops.rope_store(
+            q_THC, k_TGC, v_TGC, rotary.cos_TC, rotary.sin_TC, cache, step,
+            self.q_norm, self.k_norm, self.eps,
+        )  # fmt: skip
         y_THC = self.ops.attend(q_THC, cache, step, self.size**-0.5)
         return self.ops.linear(y_THC.flatten(1), self.out)
 

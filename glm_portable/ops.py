@@ -18,7 +18,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Protocol, cast
 
@@ -72,7 +72,7 @@ class KVCache:
     """Keys and values of one layer in pages of S slots; slot number = page * S + offset.
 
     k_scale and v_scale: each number in the pages stands for itself times its scale. They serve
-    FP8 pages; `store` divides by them and keeps what is too large at the largest FP8.
+    FP8 pages; `rope_store` divides by them and keeps what is too large at the largest FP8.
     """
 
     k_PSGC: Tensor
@@ -117,6 +117,9 @@ class Step:
     slots_T: int64, where the token's key and value are stored.
     query_ends_B, kv_lengths_B: int32; query_ends and kv_lengths repeat them on the host.
     block_table_BP: int32, rows padded with page 0.
+
+    On a GPU the host's numbers choose grids and nothing else, and kv_lengths may be larger than the
+    true ones on the device: see `decode_step`.
     """
 
     positions_T: Tensor
@@ -161,11 +164,42 @@ class Step:
         )
 
 
+def decode_step(
+    sequences: Sequence[tuple[int, Sequence[int]]],
+    batch: int,
+    longest: int,
+    scratch_page: int,
+    page_size: int,
+    device: torch.device,
+) -> Step:
+    """One token each of sequences given as (tokens already cached, pages), in shapes that fit all.
+
+    For a CUDA or HIP graph, which repeats the launches it was captured with: tensors have the
+    shapes, and the host's lengths the values, of `batch` sequences of `longest` tokens, whatever
+    the sequences are. Copy the tensors of the next step into those that were captured. Rows beyond
+    the sequences stand for a first token on `scratch_page`, which no sequence may own.
+    """
+    rows = [(cached, 1, pages) for cached, pages in sequences]
+    if len(rows) > batch or any(cached >= longest for cached, _, _ in rows):
+        raise UsageError(
+            f"{len(rows)} sequences of up to {max(cached for cached, _, _ in rows) + 1} tokens do "
+            f"not fit a decode step of {batch} sequences of {longest} tokens."
+        )
+    rows += [(0, 1, [scratch_page])] * (batch - len(rows))
+    step = Step.build(rows, page_size, device)
+    table = step.block_table_BP.new_zeros(batch, -(-longest // page_size))
+    width = min(table.shape[1], step.block_table_BP.shape[1])
+    table[:, :width] = step.block_table_BP[:, :width]
+    return replace(step, block_table_BP=table, kv_lengths=(longest,) * batch)
+
+
 class Ops(Protocol):
     """What a backend provides. Activations have the model's dtype unless a line says otherwise."""
 
     name: str
     device: torch.device
+    page_size: int
+    """Slots of a KV page that its attention reads best; any other works."""
 
     def pack(self, w: Weight) -> Weight:
         """Lay a weight out for this chip, once, at load. The only place for layout or dialect."""
@@ -181,24 +215,26 @@ class Ops(Protocol):
     def silu_mul(self, x_T2F: Tensor) -> Tensor:
         """silu(first half) * second half: (T, F)."""
 
-    def rope(
+    def rope_store(
         self,
         q_THC: Tensor,
         k_TGC: Tensor,
+        v_TGC: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
+        cache: KVCache,
+        step: Step,
         q_norm_C: Tensor | None = None,
         k_norm_C: Tensor | None = None,
         eps: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Normalise each head (if given norms), then rotate its first cos_TC.shape[-1] dimensions.
+    ) -> Tensor:
+        """The queries, normalised (if given norms) and rotated: (T, H, C).
 
-        cos_TC and sin_TC hold each angle twice, in their first and their second half; dimension i
-        of the first half is rotated against the same dimension of the second (NeoX order).
+        Keys are treated alike and, with the values as they are, written into their tokens' slots.
+        The first cos_TC.shape[-1] dimensions of a head are rotated. cos_TC and sin_TC hold each
+        angle twice, in their first and their second half; dimension i of the first half is rotated
+        against the same dimension of the second (NeoX order).
         """
-
-    def store(self, k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
-        """Write each token's key and value into its slot."""
 
     def attend(self, q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
         """Causal grouped-query attention over the pages, this step's tokens included: (T, H, C)."""
@@ -220,7 +256,11 @@ class Ops(Protocol):
         weights_TK: Tensor,
         experts_TK: Tensor,
     ) -> Tensor:
-        """The routed mixture: sum over K of weight * down(silu(gate x) * up x), (T, D)."""
+        """The routed mixture: sum over K of weight * down(silu(gate x) * up x), (T, D).
+
+        A choice outside 0 to E - 1, E being the experts of these weights, belongs to another rank
+        and adds nothing; a token without any other is 0.
+        """
 
 
 FORMATS = ("bf16", "fp8", "w8a8", "int8")

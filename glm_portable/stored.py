@@ -39,11 +39,11 @@ def open_stored(
     """
     entries = _renamed(open_folder(folder), config, folder)
     tags = modelslim.load(folder)
-    lost = missing_router_biases(entries, config)
     if router_bias_from is not None:
+        lost = missing_router_biases(entries, config)
         entries |= _biases_of(router_bias_from, lost, config)
-    elif tags is not None and lost:
-        raise UsageError(_lost_biases(folder, lost, config))
+    elif tags is not None:
+        check_router_biases(folder, entries, config)
     entries, left_out = _without_biases(entries)
     _check_quantization(entries, config)
     if tags is not None:
@@ -77,7 +77,7 @@ class Linear:
         for begin in range(0, count, step):
             end = min(begin + step, count)
             rows = self.entry.rows(begin, end).to(torch.float32)
-            yield begin, rows if self.scale is None else rows * self._scale(begin, end)
+            yield begin, rows if self.scale is None else rows.mul_(self._scale(begin, end))
 
     def _scale(self, begin: int, end: int) -> Tensor:
         assert self.scale is not None
@@ -146,6 +146,27 @@ def missing_router_biases(entries: Entries, config: ModelConfig) -> list[str]:
     return [name for name in names if name not in entries]
 
 
+def check_router_biases(folder: Path, entries: Entries, config: ModelConfig) -> None:
+    """Raises UsageError, with the layers, if the checkpoint lost any."""
+    lost = missing_router_biases(entries, config)
+    if lost:
+        layers = [int(name.split(".")[2]) for name in lost]
+        raise UsageError(
+            f"{folder} lost mlp.gate.{ROUTER_BIAS} of {_numbered(layers)}, without which the "
+            "router picks other experts than the model was trained with (msmodelslim drops what "
+            "transformers keeps as a buffer): add --router-bias-from ORIGINAL, the checkpoint "
+            "that was converted."
+        )
+
+
+def _numbered(layers: list[int]) -> str:
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    if layers[-1] - layers[0] == len(layers) - 1:
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layers {', '.join(map(str, layers))}"
+
+
 def _renamed(entries: Entries, config: ModelConfig, folder: Path) -> Entries:
     """Some conversions call the MTP layer's `shared_head.head` just `head`."""
     short, name = (f"{mtp_prefix(config)}.{n}." for n in ("head", "shared_head.head"))
@@ -168,20 +189,6 @@ def _biases_of(original: Path, lost: list[str], config: ModelConfig) -> Entries:
             )
         check_shape(found[name], (config.n_routed_experts,))
     return {name: found[name] for name in lost}
-
-
-def _lost_biases(folder: Path, lost: list[str], config: ModelConfig) -> str:
-    layers = [int(name.split(".")[2]) for name in lost]
-    every = layers[-1] - layers[0] == len(layers) - 1
-    if len(layers) == 1:
-        which = f"layer {layers[0]}"
-    else:
-        which = "layers " + (f"{layers[0]} to {layers[-1]}" if every else str(layers)[1:-1])
-    return (
-        f"{folder} lost mlp.gate.{ROUTER_BIAS} of {which}, without which the router picks other "
-        "experts than the model was trained with (msmodelslim drops what transformers keeps as a "
-        "buffer): add --router-bias-from ORIGINAL, the checkpoint that was converted."
-    )
 
 
 def _without_biases(entries: Entries) -> tuple[Entries, list[Entry]]:

@@ -1,7 +1,8 @@
 """What a person sees in the terminal: the loading bar, streamed answers, the chat."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -22,19 +23,16 @@ def load_with_progress(model: str | None, *, virtual: str | None = None, **optio
     virtual: a chip to simulate; what that means is said before anything else.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    size = 0
     begin = time.monotonic()
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("loading", total=None)
-        glm = GLM.load(
-            model,
-            virtual=virtual,
-            on_bytes=lambda n, total: progress.update(task, advance=n, total=total),
-            on_note=console.print,
-            **options,
-        )
-        size = progress.tasks[task].completed
+    with progress_bar("loading", console) as advance:
+
+        def on_bytes(count: int, total: int) -> None:
+            nonlocal size
+            size += count
+            advance(count, total)
+
+        glm = GLM.load(model, virtual=virtual, on_bytes=on_bytes, on_note=console.print, **options)
     seconds = time.monotonic() - begin
     if virtual is not None:
         console.print(banner(virtual), style="bold yellow", markup=False)
@@ -43,6 +41,16 @@ def load_with_progress(model: str | None, *, virtual: str | None = None, **optio
         f"({size / 1e6 / seconds:,.0f} MB/s), {_dtype(glm)} on {glm.model.ops.name}"
     )
     return glm
+
+
+@contextmanager
+def progress_bar(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes, where there is a terminal; yields what to call with (more bytes, of all)."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda count, total: progress.update(task, advance=count, total=total)
 
 
 def _dtype(glm: GLM) -> str:

@@ -2,7 +2,8 @@
 
 scale = max|x| / top, clamped to the smallest normal float32 so that a row of zeros stays zero;
 code = x / scale, rounded to nearest even. `top` is 448 on OCP chips and 224 on FNUZ chips, where
-the codes are then the same and the scales twice as large (see `target.Target.fp8_top`).
+the codes are then the same and the scales twice as large (see `target.Target.fp8_top`). A row that
+holds an infinity or a NaN gets a NaN for its scale, so that it stays visible in the result.
 """
 
 import torch
@@ -20,8 +21,10 @@ def quantized(x, TOP: tl.constexpr):
 
     The divisions are IEEE's: an approximate one moves values that lie on a rounding boundary.
     """
-    largest = tl.max(tl.abs(x), axis=0)
-    scale = tl.maximum(tl.div_rn(largest, largest * 0 + TOP), 1.1754943508222875e-38)
+    # As integers magnitudes have the same order, with NaN on top, which a maximum of floats skips.
+    largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0).to(tl.float32, bitcast=True)
+    scale = tl.maximum(tl.div_rn(largest, tl.zeros_like(largest) + TOP), 1.1754943508222875e-38)
+    scale = tl.where(largest < float("inf"), scale, float("nan"))
     return tl.clamp(tl.div_rn(x, scale), -TOP, TOP), scale
 
 

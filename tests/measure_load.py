@@ -1,6 +1,7 @@
 """Load a checkpoint folder and print how much memory that took, as JSON, in bytes.
 
-python -m tests.measure_load FOLDER DTYPE. A process of its own, as a peak cannot be reset.
+python -m tests.measure_load FOLDER DTYPE [QUANTIZATION]. A process of its own, as a peak cannot be
+reset.
 """
 
 import json
@@ -23,11 +24,14 @@ def memory(field: str) -> int:
     raise ValueError(field)
 
 
-def main(folder: str, dtype: str) -> None:
+def main(folder: str, dtype: str, quantization: str | None = None) -> None:
     config, backend = ModelConfig.load(Path(folder)), ops.load("reference")
     torch.ones(64, 64).bfloat16().matmul(torch.ones(64, 64).bfloat16())  # libraries load lazily
     before = memory("VmRSS")
-    model = Model(config, backend, Checkpoint(Path(folder), config, dtype=getattr(torch, dtype)))
+    weights = Checkpoint(
+        Path(folder), config, dtype=getattr(torch, dtype), quantization=quantization
+    )
+    model = Model(config, backend, weights)
     after, peak = memory("VmRSS"), memory("VmHWM")
     assert model.embed.dtype == getattr(torch, dtype)
     print(json.dumps({"before": before, "after": after, "peak": peak}))

@@ -1,5 +1,8 @@
 """Formats of weights: INT8 rounding, what is converted, what it takes, and which one is loaded."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -300,6 +303,33 @@ def test_a_backend_without_int8_is_given_bf16_or_nothing() -> None:
     assert choose(None, "int8", only, "x", lambda: memory(9, 5, 12)).quantization == "bf16"
     with pytest.raises(UsageError, match=r"bf16 takes 9\.0 GiB; 6\.0 GiB are free"):
         choose(None, "w8a8", only, "x", lambda: memory(9, 5, 6))
+
+
+MiB = 2**20
+
+
+@pytest.mark.parametrize("kind", [None, "fp8", "fp8_block"])
+def test_peak_memory_of_a_conversion_is_the_result_and_a_few_modules(
+    kind: Quantize | None, tmp_path: Path
+) -> None:
+    config = small_config(
+        torch_dtype="bfloat16",
+        vocab_size=1024,
+        hidden_size=1024,
+        intermediate_size=1024,
+        moe_intermediate_size=768,
+        n_routed_experts=16,
+    )
+    write_checkpoint(tmp_path, config, quantize=kind, block=(128, 128))
+    weights = Checkpoint(tmp_path, ModelConfig.load(tmp_path), dtype=torch.bfloat16)
+    held, module = weights.loaded_bytes("w8a8"), 768 * 1024
+    assert held > 120 * MiB > 4 * 32 * module
+    command = [sys.executable, "-m", "tests.measure_load", str(tmp_path), "bfloat16", "w8a8"]
+    root = Path(__file__).parent.parent
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    memory = json.loads(run.stdout)
+    assert memory["after"] - memory["before"] > held - 8 * MiB
+    assert memory["peak"] - memory["before"] < held + 32 * module
 
 
 class WithoutFp8:

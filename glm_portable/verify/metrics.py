@@ -90,3 +90,42 @@ def _same_nonfinite(a: Tensor, e: Tensor) -> bool:
     same_nan = torch.equal(a.isnan(), e.isnan())
     infinite = a.isinf() | e.isinf()
     return same_nan and torch.equal(a[infinite], e[infinite])
+
+
+def flips(experts_TK: Tensor, choice_TE: Tensor, error_TE: Tensor) -> tuple[int, int]:
+    """(explained, unexplained): how often a router took another expert than the exact one.
+
+    experts_TK: its choices. choice_TE: what experts are chosen by, in float64; of equal ones the
+    lowest comes first. error_TE: how far float32 may be off in each (`router_error`). A flip is
+    explained if the two experts are no further apart than their errors together.
+    """
+    k = experts_TK.shape[1]
+    exact_TK = choice_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    explained = unexplained = 0
+    for mine, true, choice, error in zip(
+        experts_TK.tolist(), exact_TK.tolist(), choice_TE.tolist(), error_TE.tolist(), strict=True
+    ):
+        # Best against best: no other pairing has smaller gaps.
+        gained, lost = (
+            sorted(a - b, key=lambda e: -choice[e])
+            for a, b in ((set(mine), set(true)), (set(true), set(mine)))
+        )
+        near = [
+            choice[b] - choice[a] <= error[a] + error[b] for a, b in zip(gained, lost, strict=False)
+        ]
+        explained += sum(near)
+        unexplained += len(lost) - sum(near)  # an expert taken twice displaces one as well
+    return explained, unexplained
+
+
+def router_error(x_TD: Tensor, gate_ED: Tensor, choice_TE: Tensor) -> Tensor:
+    """How far sigmoid(x @ gate.T) + bias may be off in float32, (T, E) in float64.
+
+    A sum of D products is off by about sqrt(D) units of rounding of the sum of their magnitudes
+    (Higham and Mary 2019), of which the sigmoid passes on a quarter; sigmoid and the sum with the
+    bias round once more each, and the chips' exponential is off by a few units.
+    """
+    unit = torch.finfo(torch.float32).eps / 2
+    magnitude_TE = x_TD.double().abs() @ gate_ED.double().abs().T
+    error_TE: Tensor = x_TD.shape[1] ** 0.5 * magnitude_TE / 4 + 4 + choice_TE.double().abs()
+    return error_TE * unit

@@ -6,7 +6,7 @@ widths that are no power of two and pages out of order are where implementations
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,12 +59,18 @@ def quantised(
     return Weight(data, dtype, (scale * 7 + 1) * r**-0.5 / 160, block, dynamic)
 
 
+def on(ops: Ops, w: Weight) -> Weight:
+    """A weight as the checkpoint holds it, in the backend's memory."""
+    scale = None if w.scale is None else w.scale.to(ops.device)
+    return replace(w, data=w.data.to(ops.device), scale=scale)
+
+
 def linear_cases() -> list[Case]:
     def plain(t: int, n: int, r: int, bias: bool, outliers: bool) -> Callable[..., Tensor]:
         def run(ops: Ops, dtype: torch.dtype) -> Tensor:
-            x = normal(t, r, outliers=outliers).to(dtype)
-            w = ops.pack(weight(n, r, dtype=dtype))
-            return ops.linear(x, w, normal(n, seed=2).to(dtype) if bias else None)
+            x = normal(t, r, outliers=outliers).to(ops.device, dtype)
+            w = ops.pack(on(ops, weight(n, r, dtype=dtype)))
+            return ops.linear(x, w, normal(n, seed=2).to(ops.device, dtype) if bias else None)
 
         return run
 
@@ -73,7 +79,7 @@ def linear_cases() -> list[Case]:
     ) -> Callable[..., Tensor]:
         def run(ops: Ops, dtype: torch.dtype) -> Tensor:
             w = quantised(176, 192, dtype=dtype, kind=kind, block=block, dynamic=dynamic)
-            return ops.linear(normal(t, 192).to(dtype), ops.pack(w))
+            return ops.linear(normal(t, 192).to(ops.device, dtype), ops.pack(on(ops, w)))
 
         return run
 
@@ -92,11 +98,14 @@ def linear_cases() -> list[Case]:
 
 
 def choices(tokens: int, kind: str, e: int, k: int) -> Tensor:
-    """Which experts each token takes: spread, crowded onto a few, or the same for all."""
+    """Which experts each token takes: spread, crowded onto a few, or the same for all; or on
+    three ranks of e experts each, of which this one is the second ("parallel")."""
     g = torch.Generator().manual_seed(tokens)
-    pool = {"spread": e, "crowded": k + 1, "same": k}[kind]
-    picks = [torch.randperm(pool, generator=g)[:k] for _ in range(tokens)]
-    return (e - 1 - torch.stack(picks)).to(torch.int32)
+    pool = {"spread": e, "crowded": k + 1, "same": k, "parallel": 3 * e}[kind]
+    picks = torch.stack([torch.randperm(pool, generator=g)[:k] for _ in range(tokens)])
+    if kind == "parallel":
+        picks -= e
+    return (e - 1 - picks).to(torch.int32)
 
 
 def expert_cases() -> list[Case]:
@@ -115,10 +124,11 @@ def expert_cases() -> list[Case]:
                     quantised(*s, dtype=dtype, kind=code, dynamic=True, seed=i)
                     for i, s in enumerate(shapes)
                 ]
-            gate_up, down = map(ops.pack, packed)
-            x = normal(tokens, d, outliers=outliers).to(dtype)
-            scale = weights.to(torch.promote_types(dtype, torch.float32))
-            return ops.experts(x, gate_up, down, scale, choices(tokens, kind, e, k))
+            gate_up, down = (ops.pack(on(ops, w)) for w in packed)
+            x = normal(tokens, d, outliers=outliers).to(ops.device, dtype)
+            scale = weights.to(ops.device, torch.promote_types(dtype, torch.float32))
+            picks = choices(tokens, kind, e, k).to(ops.device)
+            return ops.experts(x, gate_up, down, scale, picks)
 
         return run
 
@@ -129,6 +139,9 @@ def expert_cases() -> list[Case]:
         Case("experts", "33 tokens, width 176", case(33, "spread", f=176)),
         Case("experts", "crowded", case(33, "crowded")),
         Case("experts", "all tokens alike", case(9, "same")),
+        Case("experts", "expert parallel", case(33, "parallel")),
+        Case("experts", "expert parallel, one token", case(1, "parallel")),
+        Case("experts", "expert parallel, fp8", case(17, "parallel", code=FP8)),
         Case("experts", "outlier channels", case(17, "spread", outliers=True)),
         Case("experts", "fp8, dynamic activations, one token", case(1, "spread", code=FP8)),
         Case("experts", "fp8, dynamic activations", case(17, "spread", code=FP8)),
@@ -165,12 +178,13 @@ def attend_cases() -> list[Case]:
             step = Step.build(STEPS[name], 8, ops.device)
             tokens, c = step.query_ends[-1], 32
             cache = KVCache(
-                normal(34, 8, groups, c, seed=1).to(dtype),
-                normal(34, 8, groups, c, seed=2).to(dtype),
+                normal(34, 8, groups, c, seed=1).to(ops.device, dtype),
+                normal(34, 8, groups, c, seed=2).to(ops.device, dtype),
             )
-            k, v = (normal(tokens, groups, c, seed=s).to(dtype) for s in (3, 4))
-            ops.store(k, v, cache, step)
-            q = (normal(tokens, heads, c, seed=5) * sharp).to(dtype)
+            k, v = (normal(tokens, groups, c, seed=s).to(ops.device, dtype) for s in (3, 4))
+            q = (normal(tokens, heads, c, seed=5) * sharp).to(ops.device, dtype)
+            still = torch.zeros(tokens, c // 2, dtype=dtype, device=ops.device)
+            q = ops.rope_store(q, k, v, still + 1, still, cache, step)
             return ops.attend(q, cache, step, c**-0.5)
 
         return run
@@ -185,9 +199,9 @@ def attend_cases() -> list[Case]:
 def norm_cases() -> list[Case]:
     def norm(residual: bool, size: float) -> Callable[..., Tensor]:
         def run(ops: Ops, dtype: torch.dtype) -> Tensor:
-            x = (normal(9, 192, outliers=True) * size).to(dtype)
-            w = (1 + normal(192, seed=1) / 8).bfloat16().to(dtype)
-            r = normal(9, 192, seed=2).to(dtype) if residual else None
+            x = (normal(9, 192, outliers=True) * size).to(ops.device, dtype)
+            w = (1 + normal(192, seed=1) / 8).bfloat16().to(ops.device, dtype)
+            r = normal(9, 192, seed=2).to(ops.device, dtype) if residual else None
             return torch.cat(ops.rms_norm(x, w, 1e-5, r))
 
         return run
@@ -197,25 +211,28 @@ def norm_cases() -> list[Case]:
             positions = torch.tensor([0, 1, 2, 77, 4096, 131071], dtype=torch.float64)
             angles = positions.unsqueeze(1) * 1e6 ** (-torch.arange(0, rotary, 2) / rotary)
             angles = torch.cat([angles, angles], -1)
-            cos, sin = (a.bfloat16().to(dtype) for a in (angles.cos(), angles.sin()))
-            q, k = normal(6, 12, 64).to(dtype), normal(6, 2, 64, seed=1).to(dtype)
-            w, u = ((1 + normal(64, seed=s) / 8).bfloat16().to(dtype) for s in (2, 3))
-            if with_norm:
-                return torch.cat(ops.rope(q, k, cos, sin, w, u, 1e-5), dim=1)
-            return torch.cat(ops.rope(q, k, cos, sin), dim=1)
+            cos, sin = (a.bfloat16().to(ops.device, dtype) for a in (angles.cos(), angles.sin()))
+            q, k, v = (normal(6, n, 64, seed=n).to(ops.device, dtype) for n in (12, 2, 2))
+            w, u = ((1 + normal(64, seed=s) / 8).bfloat16().to(ops.device, dtype) for s in (2, 3))
+            step = Step.build([(4, 2, [3, 1]), (0, 4, [0])], 4, ops.device)
+            pages = [normal(4, 4, 2, 64, seed=s).to(ops.device, dtype) for s in (4, 5)]
+            cache = KVCache(pages[0], pages[1])
+            norms = (w, u, 1e-5) if with_norm else ()
+            q = ops.rope_store(q, k, v, cos, sin, cache, step, *norms)
+            return torch.cat([x.flatten() for x in (q, cache.k_PSGC, cache.v_PSGC)])
 
         return run
 
     def gate(ops: Ops, dtype: torch.dtype) -> Tensor:
-        return ops.silu_mul((normal(9, 352) * 4).to(dtype))
+        return ops.silu_mul((normal(9, 352) * 4).to(ops.device, dtype))
 
     return [
         Case("rms_norm", "without residual", norm(False, 1.0)),
         Case("rms_norm", "with residual", norm(True, 1.0)),
         Case("rms_norm", "small values", norm(False, 2.0**-10)),
-        Case("rope", "half a head", rope(32, False)),
-        Case("rope", "after the norm", rope(32, True)),
-        Case("rope", "a whole head", rope(64, True)),
+        Case("rope_store", "half a head", rope(32, False)),
+        Case("rope_store", "after the norm", rope(32, True)),
+        Case("rope_store", "a whole head", rope(64, True)),
         Case("silu_mul", "352 columns", gate),
     ]
 
@@ -229,12 +246,13 @@ def route_cases() -> list[Case]:
             cfg = ModelConfig.from_dict(
                 small_config(n_routed_experts=64, num_experts_per_tok=8, **changes)
             )
-            x = normal(40, 192, outliers=True).to(dtype)
-            gate = (normal(64, 192, seed=1) * 192**-0.5).to(wide)
+            x = normal(40, 192, outliers=True).to(ops.device, dtype)
+            gate = (normal(64, 192, seed=1) * 192**-0.5).to(ops.device, wide)
             g = torch.Generator().manual_seed(2)
-            bias = (low + (high - low) * torch.rand(64, generator=g)).to(wide)
+            bias = (low + (high - low) * torch.rand(64, generator=g)).to(ops.device, wide)
             weights, experts = ops.route(x, gate, bias, cfg)
-            return torch.zeros(40, 64, dtype=weights.dtype).scatter_(1, experts.long(), weights)
+            dense = torch.zeros(40, 64, dtype=weights.dtype, device=ops.device)
+            return dense.scatter_(1, experts.long(), weights)
 
         return run
 

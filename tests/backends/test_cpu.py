@@ -74,14 +74,41 @@ def swap_gate_and_up(w: Weight) -> Weight:
     return cpu.pack(replace(w, data=w.data.roll(w.data.shape[-2] // 2, -2)))
 
 
-def rope_off_by_one(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> Any:
-    return cpu.rope(q, k, cos.roll(1, 0), sin.roll(1, 0), *rest)
+def rope_off_by_one(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, *rest: Any
+) -> Tensor:
+    return cpu.rope_store(q, k, v, cos.roll(1, 0), sin.roll(1, 0), *rest)
 
 
-def rope_interleaved(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> Any:
+def rope_interleaved(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, *rest: Any
+) -> Tensor:
     half = cos.shape[-1] // 2
     cos, sin = (a[..., :half].repeat_interleave(2, -1) for a in (cos, sin))
-    return cpu.rope(q, k, cos, sin, *rest)
+    return cpu.rope_store(q, k, v, cos, sin, *rest)
+
+
+def store_unrotated_keys(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, *rest: Any
+) -> Tensor:
+    q = cpu.rope_store(q, k, v, cos, sin, *rest)
+    reference.store(k, v, rest[0], rest[1])
+    return q
+
+
+def store_one_slot_on(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    cache: KVCache,
+    step: Step,
+    *rest: Any,
+) -> Tensor:
+    return cpu.rope_store(
+        q, k, v, cos, sin, cache, replace(step, slots_T=step.slots_T ^ 1), *rest
+    )  # fmt: skip
 
 
 def pack_unscaled(w: Weight) -> Weight:
@@ -125,7 +152,7 @@ def norm_without_epsilon(x: Tensor, w: Tensor, eps: float, residual: Tensor | No
     return cpu.rms_norm(x, w, 0.0, residual)
 
 
-OPS = ["linear", "experts", "attend", "rms_norm", "rope", "silu_mul", "route"]
+OPS = ["linear", "experts", "attend", "rms_norm", "rope_store", "silu_mul", "route"]
 FAULTS: list[tuple[str, str, Callable[..., Any]]] = [
     *((op, f"times {factor}", scaled(getattr(cpu, op), factor))
       for op in OPS if op != "route" for factor in (0.0, 2.0, 0.5, -1.0, 1.01)),
@@ -134,8 +161,10 @@ FAULTS: list[tuple[str, str, Callable[..., Any]]] = [
     ("experts", "one expert dropped", drop_an_expert),
     ("experts", "weights rounded", round_the_weights),
     ("pack", "gate and up swapped", swap_gate_and_up),
-    ("rope", "off by one", rope_off_by_one),
-    ("rope", "interleaved", rope_interleaved),
+    ("rope_store", "off by one", rope_off_by_one),
+    ("rope_store", "interleaved", rope_interleaved),
+    ("rope_store", "unrotated keys", store_unrotated_keys),
+    ("rope_store", "wrong slots", store_one_slot_on),
     ("pack", "fp8 not scaled", pack_unscaled),
     ("pack", "one scale for all channels", pack_with_mean_scale),
     ("linear", "bias forgotten", forget_the_bias),

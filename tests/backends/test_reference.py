@@ -93,6 +93,21 @@ def test_rope_turns_the_first_dimensions_after_the_norm(rotary: int, with_norm: 
         assert torch.equal(y[..., rotary:], x[..., rotary:]) or with_norm
 
 
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_rope_store_writes_the_rotated_keys(with_norm: bool) -> None:
+    step = Step.build([(1, 2, [3, 1])], 2, CPU)
+    cache, expected = (KVCache(torch.zeros(4, 2, 2, 8), torch.zeros(4, 2, 2, 8)) for _ in range(2))
+    q, k, v = (normal(2, n, 8, seed=n) for n in (4, 2, 3))
+    v, angles = v[:, :2], normal(2, 2, seed=5).repeat(1, 2)
+    w, u = (normal(8, seed=6), normal(8, seed=7)) if with_norm else (None, None)
+    got = reference.rope_store(q, k, v, angles.cos(), angles.sin(), cache, step, w, u, 1e-5)
+    turned_q, turned_k = reference.rope(q, k, angles.cos(), angles.sin(), w, u, 1e-5)
+    reference.store(turned_k, v, expected, step)
+    assert torch.equal(got, turned_q)
+    assert torch.equal(cache.k_PSGC, expected.k_PSGC) and cache.k_PSGC.any()
+    assert torch.equal(cache.v_PSGC, expected.v_PSGC) and cache.v_PSGC.any()
+
+
 # Linear
 
 

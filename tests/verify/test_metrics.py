@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glm_portable.verify.metrics import distance, faults
+from glm_portable.verify.metrics import distance, faults, flips, router_error
 
 EXACT = torch.randn(512, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -74,3 +74,46 @@ def test_a_useless_yardstick_is_a_finding() -> None:
     assert [f for f in faults(off(0.5), off(0.5, 2), EXACT) if "nothing to compare" in f]
     assert faults(torch.zeros(4), torch.zeros(4), torch.zeros(4)) == []
     assert faults(torch.full((4,), 1e-3), torch.zeros(4), torch.zeros(4))
+
+
+CHOICE = torch.tensor([[7.0, 7.0 + 1e-7, 6.5, 7.5]] * 2, dtype=torch.float64)
+ERROR = torch.full_like(CHOICE, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("experts", "expected"),
+    [
+        ([[3, 1], [1, 3]], (0, 0)),
+        ([[3, 0], [3, 1]], (1, 0)),  # 1e-7 apart, and 2e-6 off at most
+        ([[3, 2], [3, 0]], (1, 1)),
+        ([[2, 0], [3, 1]], (0, 2)),  # 3 and 1 displaced, by 0 and 2: 0.5 apart both
+        ([[3, 3], [3, 1]], (0, 1)),
+    ],
+)
+def test_a_flip_is_explained_by_the_errors_of_the_two_experts(
+    experts: list[list[int]], expected: tuple[int, int]
+) -> None:
+    assert flips(torch.tensor(experts), CHOICE, ERROR) == expected
+
+
+def test_of_equal_choices_the_lowest_is_the_exact_one() -> None:
+    choice = torch.tensor([[1.0, 2.0, 2.0, 2.0]], dtype=torch.float64)
+    none = torch.zeros_like(choice)
+    assert flips(torch.tensor([[1, 2]]), choice, none) == (0, 0)
+    assert flips(torch.tensor([[3, 2]]), choice, none) == (1, 0)
+
+
+def router(bias: Tensor, kept: torch.dtype) -> tuple[int, int]:
+    """The flips of a router that keeps its bias in that type and is in float32 otherwise."""
+    g = torch.Generator().manual_seed(0)
+    x, gate = torch.randn(256, 512, generator=g), torch.randn(160, 512, generator=g) / 512**0.5
+    chosen = ((x @ gate.T).sigmoid() + bias.to(kept)).topk(8).indices
+    choice = (x.double() @ gate.double().T).sigmoid() + bias.double()
+    return flips(chosen, choice, router_error(x, gate, choice))
+
+
+@pytest.mark.parametrize(("low", "high"), [(6.8, 7.1), (12.0, 35.0)])
+def test_a_bias_in_bf16_gives_flips_that_nothing_explains(low: float, high: float) -> None:
+    bias = low + (high - low) * torch.rand(160, generator=torch.Generator().manual_seed(1))
+    assert router(bias, torch.float32)[1] == 0
+    assert router(bias, torch.bfloat16)[1] > 0

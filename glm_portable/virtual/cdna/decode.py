@@ -1,9 +1,11 @@
 """From a program's text to functions, once; what has no meaning here is refused by name."""
 
 import functools
+import re
 from collections.abc import Callable
 
 from glm_portable.virtual.cdna import (
+    atomics,
     control,
     convert,
     crosslane,
@@ -31,6 +33,7 @@ _FAMILIES: tuple[tuple[str, Bind], ...] = (
     ("salu", scalar.bind),
     ("control", control.bind),
     ("memory", vmem.bind),
+    ("memory", atomics.bind),
     ("lds", ds.bind),
 )
 _KINDS = {"s_barrier": "barrier", "s_waitcnt": "wait"}
@@ -40,6 +43,11 @@ _IMPLICIT = {
     "s_cbranch_vccnz": (VCC, VCC + 1),
 }
 """Registers that an instruction reads without naming them."""
+
+_CDNA4 = re.compile(
+    r"v_(permlane(16|32)_swap|bitop3|minimum3|maximum3|cvt_pk_(bf16|f16)_f32|cvt_scalef32)\w*"
+)
+"""What gfx942 lacks, of the vector instructions known here; matrix shapes are in mfma."""
 
 _MODE = {
     "float_round_mode_32": 0,
@@ -77,6 +85,8 @@ def decode(program: Program, chip: Chip) -> tuple[Decoded, ...]:
 
 def decode_instruction(instruction: Instruction, context: Context) -> Decoded:
     """Raises UnsupportedInstruction for a mnemonic, operand or modifier without a meaning here."""
+    if context.chip.name != "gfx950" and _CDNA4.fullmatch(instruction.mnemonic):
+        raise UnsupportedInstruction(f"{instruction.mnemonic} is not on {context.chip.name}")
     for kind, bind in _FAMILIES:
         execute = bind(instruction, context)
         if execute is not None:
@@ -89,10 +99,7 @@ def decode_instruction(instruction: Instruction, context: Context) -> Decoded:
 
 def _touches(instruction: Instruction, kind: str) -> frozenset[int]:
     """All registers named; but of a load its destination only as `Wave.issue` says."""
-    loads = kind in ("memory", "lds") and "store" not in instruction.mnemonic
-    loads = loads and not instruction.mnemonic.startswith("ds_write")
-    loads = loads and "lds" not in instruction.modifiers.values
-    loads = loads and "_lds_" not in instruction.mnemonic
+    loads = kind in ("memory", "lds") and _returns(instruction)
     named = instruction.operands[1:] if loads else instruction.operands
     implicit = _IMPLICIT.get(instruction.mnemonic, ())
     return frozenset((*implicit, *(r for operand in named for r in operand.registers)))
@@ -104,6 +111,16 @@ def _mode_problems(directives: dict[str, int]) -> list[str]:
         for name, value in _MODE.items()
         if directives.get(name, value) != value
     ]
+
+
+def _returns(instruction: Instruction) -> bool:
+    """Whether a memory instruction's first operand is written once it lands, and not read."""
+    name, modifiers = instruction.mnemonic, instruction.modifiers.values
+    if "_atomic_" in name:
+        return name.startswith("global") and "sc0" in modifiers
+    if name.startswith("ds_"):
+        return any(part in name for part in ("read", "permute", "swizzle", "rtn"))
+    return "load" in name and "_lds_" not in name and "lds" not in modifiers
 
 
 def _check_registers(instruction: Instruction, directives: dict[str, int]) -> None:

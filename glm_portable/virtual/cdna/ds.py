@@ -169,30 +169,40 @@ def _bind_permute(instruction: Instruction) -> Execute:
         target, data = instruction.operands
         chosen = _swizzle(instruction.modifiers.take("offset") or "")
         return _bind_gather(target, data, None, lambda wave: chosen)
-    if instruction.mnemonic == "ds_permute_b32":
-        raise UnsupportedInstruction("ds_permute_b32 is not implemented")
     instruction.expect(3)
     target, index, data = instruction.operands
     offset = instruction.modifiers.integer("offset")
     read = raw(index)
-    return _bind_gather(
-        target, data, index, lambda wave: (read(wave).astype(np.int64) + offset) // 4 % LANES
-    )
+
+    def named(wave: Wave) -> Vector:
+        return (read(wave).astype(np.int64) + offset) // 4 % LANES
+
+    if instruction.mnemonic == "ds_bpermute_b32":
+        return _bind_gather(target, data, index, named)
+
+    def senders(wave: Wave) -> Vector:
+        """Of lanes that send to one lane the last wins."""
+        chosen = np.full(LANES, -1)
+        chosen[named(wave)[wave.lanes]] = LANE[wave.lanes]
+        return chosen
+
+    return _bind_gather(target, data, index, senders)
 
 
 def _bind_gather(
     target: Operand, data: Operand, index: Operand | None, choose: Callable[[Wave], Vector]
 ) -> Execute:
-    """Each lane receives another lane's value; 0 of a lane that EXEC disables."""
+    """Each lane receives another lane's value; 0 of none (-1) or one that EXEC disables."""
     read = raw(data)
 
     def execute(wave: Wave) -> None:
         if index is not None:
             wave.require_defined("lane number", index.registers)
         chosen, lanes, mask = choose(wave), wave.lanes, wave.exec
-        values = np.where(lanes[chosen], read(wave)[chosen], 0).astype(np.uint32)
+        sent = lanes[chosen] & (chosen >= 0)
+        values = np.where(sent, read(wave)[chosen], 0).astype(np.uint32)
         before = wave.undefined_lanes(tuple(data.registers))
-        unknown = to_mask(to_booleans(before)[chosen] & lanes[chosen]) if before else 0
+        unknown = to_mask(to_booleans(before)[chosen] & sent) if before else 0
 
         def land() -> None:
             np.copyto(wave.vectors[target.register], values, where=lanes)

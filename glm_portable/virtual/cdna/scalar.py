@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glm_portable.virtual.cdna.decoded import Context, Execute
 from glm_portable.virtual.cdna.faults import UndefinedValue, UnsupportedInstruction
@@ -130,8 +130,8 @@ _SAVEEXECS: dict[str, Callable[[int, int], int]] = {
 
 OPERATIONS: dict[str, Operation] = {
     **{f"s_{name}_b{w}": _logic(f, w) for name, f in _LOGIC.items() for w in (32, 64)},
-    "s_not_b32": _logic(lambda a, _: ~a, 32),
-    "s_not_b64": _logic(lambda a, _: ~a, 64),
+    "s_not_b32": replace(_logic(lambda a, _: ~a, 32), widths=(32, 32)),
+    "s_not_b64": replace(_logic(lambda a, _: ~a, 64), widths=(64, 64)),
     "s_lshl_b32": _shift(lambda a, n: a << n, 32),
     "s_lshl_b64": _shift(lambda a, n: a << n, 64),
     "s_lshr_b32": _shift(lambda a, n: a >> n, 32),

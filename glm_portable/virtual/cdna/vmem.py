@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from glm_portable.virtual.cdna.decoded import Context, Execute
-from glm_portable.virtual.cdna.faults import UnsupportedInstruction
-from glm_portable.virtual.cdna.lanes import LANE, LANES, Booleans, to_mask
+from glm_portable.virtual.cdna.faults import OutOfBounds, UnsupportedInstruction
+from glm_portable.virtual.cdna.lanes import LANE, LANES, Booleans, first_lane, to_mask
 from glm_portable.virtual.cdna.memory import Addresses
 from glm_portable.virtual.cdna.operands import M0, Operand
 from glm_portable.virtual.cdna.parser import Instruction
@@ -33,6 +33,8 @@ def bind(instruction: Instruction, _: Context) -> Execute | None:
     name = instruction.mnemonic
     if match := _SCALAR_LOAD.fullmatch(name):
         return _bind_scalar_load(instruction, int(match[1] or 1))
+    if name in ("buffer_wbl2", "buffer_inv"):
+        return _bind_cache_control(instruction)
     match = _VECTOR.fullmatch(name)
     transfer = transfer_named(match[4]) if match else None
     if match is None or transfer is None:
@@ -42,7 +44,7 @@ def bind(instruction: Instruction, _: Context) -> Execute | None:
     to_lds = bool(match[3]) or instruction.modifiers.flag("lds")
     operands = list(instruction.operands)
     data = None if to_lds else operands.pop(1 if match.group(1, 2) == ("global", "store") else 0)
-    locate = (_global_address if match[1] == "global" else _buffer_address)(instruction, operands)
+    locate = _locate(instruction, match[1], operands, transfer.width)
     if data is None:
         return _bind_load_to_lds(locate, transfer)
     if data.kind != "vector" or data.count != transfer.registers:
@@ -50,7 +52,20 @@ def bind(instruction: Instruction, _: Context) -> Execute | None:
     return (_bind_load if match[2] == "load" else _bind_store)(data, locate, transfer)
 
 
-def _global_address(instruction: Instruction, operands: list[Operand]) -> Locate:
+def _bind_cache_control(instruction: Instruction) -> Execute:
+    """Caches are not modelled; vmcnt counts the instruction, as LLVM does."""
+    for hint in ("sc0", "sc1", "nt"):
+        instruction.modifiers.flag(hint)
+    return lambda wave: wave.issue("vector", (), lambda: None)
+
+
+def _locate(instruction: Instruction, space: str, operands: list[Operand], width: int) -> Locate:
+    if space == "global":
+        return locate_global(instruction, operands)
+    return locate_buffer(instruction, operands, width)
+
+
+def locate_global(instruction: Instruction, operands: list[Operand]) -> Locate:
     """A 64-bit address a lane (saddr is off), or a scalar base and a 32-bit unsigned offset."""
     if len(operands) != 2:
         raise UnsupportedInstruction(f"{instruction.mnemonic}: operands")
@@ -67,9 +82,13 @@ def _global_address(instruction: Instruction, operands: list[Operand]) -> Locate
     return locate
 
 
-def _buffer_address(instruction: Instruction, operands: list[Operand]) -> Locate:
-    """Raw buffers: base + soffset + offset, where offset (without soffset) has to be inside
-    num_records; lanes outside load 0 and do not store."""
+def locate_buffer(instruction: Instruction, operands: list[Operand], width: int) -> Locate:
+    """Raw buffers: base + soffset + offset. Lanes outside load 0 and do not store.
+
+    The ISA (section 9.1.5) has a lane outside if offset >= num_records - soffset; LLVM takes
+    soffset to be left out. A lane that is inside by one rule alone, or by a part of its bytes
+    (which components of more than a dword may be), is refused.
+    """
     if len(operands) != 3:
         raise UnsupportedInstruction(f"{instruction.mnemonic}: operands")
     vector, resource, scalar = operands
@@ -87,9 +106,15 @@ def _buffer_address(instruction: Instruction, operands: list[Operand]) -> Locate
         wave.require_defined("scalar offset", scalar.registers)
         descriptor = wave.read_scalars(resource.register, 4)
         _require_raw(descriptor)
+        limit, soffset = descriptor >> 64 & 0xFFFFFFFF, read_scalar(wave)
         offsets = read_offset(wave).astype(np.int64) + immediate
-        inside = wave.lanes & (offsets < (descriptor >> 64 & 0xFFFFFFFF))
-        return offsets + ((descriptor & _BASE_MASK) + read_scalar(wave)), inside
+        inside = wave.lanes & (offsets < limit)
+        unsure = inside & (offsets + (width + soffset) > limit)
+        if unsure.any():
+            lane = first_lane(unsure)
+            reason = f"buffer access at the limit of {limit} bytes, by one rule outside it"
+            raise OutOfBounds(reason, lane, int(offsets[lane]) + soffset)
+        return offsets + ((descriptor & _BASE_MASK) + soffset), inside
 
     return locate
 

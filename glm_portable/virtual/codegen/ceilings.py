@@ -65,11 +65,11 @@ def of_attention(target: Target, phase: str, pages: str, slots: int, kernel: str
 def of_rows(target: Target, kernel: str) -> Expectation:
     """Kernels that go through rows once; the router's product is of float32.
 
-    A head of 128 leaves some lanes of `store` and `rope` a single bf16 each.
+    A head of 128 leaves some lanes of `rope_store` a single bf16 each.
     """
     product = kernel == "gate" and target.is_amd
     return Expectation(
         dialects=frozenset({"f32"} if product else ()),
         dword_loads=None,
-        narrowest=2 if kernel in ("store", "rope") else 4,
+        narrowest=2 if kernel == "rope_store" else 4,
     )

@@ -1,0 +1,153 @@
+"""The GPU backends on every machine, against the reference in float64."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from glm_portable.backends import reference
+from glm_portable.backends.rocm import virtual
+from glm_portable.errors import UsageError
+from glm_portable.kernels.target import FNUZ, OCP
+from glm_portable.ops import KVCache, Step, Weight
+from glm_portable.verify.metrics import faults
+from tests.backends.cases import CASES, Case, normal, on, quantised, weight
+from tests.kernels.inputs import BF16, FP8, fp8, full
+from tests.kernels.machine import Machine
+
+SMOKE = {
+    "linear: fp8, dynamic activations", "linear: fp8 blocks with a rest",
+    "experts: fp8, dynamic activations, one token", "experts: 4 tokens", "attend: mixed",
+    "rms_norm: with residual", "rope_store: after the norm", "silu_mul: 352 columns",
+    "route: bias around 7",
+}  # fmt: skip
+SIZED = [
+    pytest.param(
+        case,
+        marks=[*([] if str(case) in SMOKE else [full]), *([fp8] if "fp8" in case.name else [])],
+        id=str(case),
+    )
+    for case in CASES
+]
+
+
+def check(machine: Machine, case: Case, dtype: torch.dtype) -> None:
+    exact = case.run(reference, torch.float64)
+    plain = case.run(reference, dtype)
+    assert faults(case.run(machine.ops, dtype).cpu(), plain, exact) == []
+
+
+def test_the_smoke_cases_are_there() -> None:
+    assert {str(case) for case in CASES} >= SMOKE
+
+
+@pytest.mark.parametrize("case", SIZED)
+def test_errs_no_more_than_twice_as_much_as_plain_pytorch(machine: Machine, case: Case) -> None:
+    check(machine, case, BF16)
+
+
+@full
+@pytest.mark.parametrize("case", SIZED)
+def test_float32(machine: Machine, case: Case) -> None:
+    check(machine, case, torch.float32)
+
+
+@fp8
+@pytest.mark.parametrize("dynamic", [True, pytest.param(False, marks=full)], ids=str)
+def test_experts_with_scales_of_blocks(machine: Machine, dynamic: bool) -> None:
+    """8 experts with 128 x 128 blocks, that leave a rest in all directions."""
+    experts = torch.tensor([[7, 0, 3], [3, 7, 2], [0, 3, 7]], dtype=torch.int32)
+    weights = torch.tensor([[0.5, 1.0, 2.0]] * 3)
+
+    def run(ops: Any, dtype: torch.dtype) -> Tensor:
+        gate_up, down = (
+            ops.pack(on(ops, quantised(
+                *shape, dtype=dtype, kind=FP8, block=(128, 128), dynamic=dynamic, seed=i
+            )))
+            for i, shape in enumerate(((8, 2 * 176, 192), (8, 192, 176)))
+        )  # fmt: skip
+        x, *routing = (t.to(ops.device) for t in (normal(3, 192).to(dtype), weights, experts))
+        result: Tensor = ops.experts(x, gate_up, down, *routing)
+        return result.cpu()
+
+    exact, plain = run(reference, torch.float64), run(reference, BF16)
+    assert faults(run(machine.ops, BF16), plain, exact) == []
+
+
+def test_blocks_too_narrow_for_the_kernels_are_dequantised(machine: Machine) -> None:
+    w = quantised(64, 48, dtype=BF16, kind=FP8, block=(16, 16))
+    packed = machine.ops.pack(on(machine.ops, w))
+    assert packed.data.dtype == BF16 and packed.scale is None
+    assert torch.equal(packed.data.cpu(), w.dequantize())
+
+
+@fp8
+def test_pack_neither_alters_nor_aliases_an_fp8_weight(machine: Machine) -> None:
+    w = on(machine.ops, quantised(64, 48, dtype=BF16, kind=FP8))
+    w.data.view(torch.uint8)[0, 0] = 0x80
+    before = w.data.view(torch.uint8).clone()
+    packed = machine.ops.pack(w)
+    assert torch.equal(w.data.view(torch.uint8), before)
+    assert packed.data.dtype == machine.target.fp8
+    assert packed.scale is not None and w.scale is not None
+    assert torch.equal(packed.data.double() * packed.scale, w.data.double() * w.scale)
+
+
+@fp8
+def test_the_other_dialect_is_refused_where_it_would_be_emulated(machine: Machine) -> None:
+    ops, arch = machine.ops, machine.target.arch
+    other, theirs = (OCP, "gfx950") if ops.target.fp8 == FNUZ else (FNUZ, "gfx942")
+    w = on(ops, quantised(64, 48, dtype=BF16, kind=FP8, dynamic=True))
+    x = machine.put(normal(1, 48).to(BF16))
+    with pytest.raises(UsageError, match=f"{other} on {arch}: this chip computes with"):
+        ops.linear(x, virtual(theirs, machine.launch).pack(w))
+    pages = machine.put(torch.zeros(2, 16, 1, 64).to(other))
+    cache, step = KVCache(pages, pages), Step.build([(0, 1, [0])], 16, machine.device)
+    heads = machine.put(normal(1, 1, 64).to(BF16))
+    with pytest.raises(UsageError, match=f"KV cache of bfloat16 or {ops.target.fp8}"):
+        ops.rope_store(heads, heads, heads, heads[0], heads[0], cache, step)
+    with pytest.raises(UsageError, match=f"{other} on {arch}"):
+        ops.attend(heads, cache, step, 1.0)
+
+
+@fp8
+def test_widths_that_the_vendor_library_refuses_go_through_the_kernel(machine: Machine) -> None:
+    """Air's dense MLP is 1368 wide under TP8: no multiple of 16."""
+    n, r = 40, 72
+    w = quantised(n, r, dtype=BF16, kind=FP8, dynamic=True)
+    x, bias = normal(17, r).to(BF16), normal(n, seed=2).to(BF16)
+    exact = reference.linear(x.double(), replace(w, dtype=torch.float64), bias.double())
+    packed = machine.ops.pack(on(machine.ops, w))
+    got = machine.ops.linear(machine.put(x), packed, machine.put(bias))
+    assert faults(got.cpu(), reference.linear(x, w, bias), exact) == []
+
+
+def packed(machine: Machine, kind: str) -> list[Weight]:
+    """(gate_up, down) of 4 experts."""
+    shapes = ((4, 128, 64), (4, 64, 64))
+    plain = kind == "bf16"
+    return [
+        machine.ops.pack(on(machine.ops, w))
+        for w in (
+            weight(*s, dtype=BF16) if plain else quantised(*s, dtype=BF16, kind=FP8, dynamic=True)
+            for s in shapes
+        )
+    ]
+
+
+@fp8
+@pytest.mark.parametrize("kind", ["bf16", "w8a8"])
+def test_a_token_has_the_same_bits_alone_in_a_crowd_and_again(machine: Machine, kind: str) -> None:
+    gate_up, down = packed(machine, kind)
+    x = machine.put(normal(5, 64).to(BF16))
+    experts = torch.tensor([[0, 1], [0, 1], [2, 3], [1, 0], [3, 0]], dtype=torch.int32)
+    experts, weights = machine.put(experts), machine.put(torch.full((5, 2), 0.5))
+
+    def run(tokens: int) -> Tensor:
+        return machine.ops.experts(x[:tokens], gate_up, down, weights[:tokens], experts[:tokens])
+
+    together = run(5)
+    assert torch.equal(together, run(5))
+    assert torch.equal(together[:1], run(1))
