@@ -23,7 +23,7 @@ FUSED = {
     "linear": [],
     "experts": ["npu_moe_init_routing_v2", "npu_grouped_matmul", "npu_moe_token_unpermute"],
     "rms_norm": [],
-    "rope": ["npu_mrope"],
+    "rope_store": ["npu_mrope", "npu_scatter_pa_kv_cache"],
     "silu_mul": ["npu_swiglu"],
     "route": ["npu_moe_gating_top_k"],
 }
@@ -74,10 +74,10 @@ def attend(ops: Any, dtype: torch.dtype, name: str, page: int, size: int, stale:
                 full[owned[i // page], i % page] = row
     tokens = step.query_ends[-1]
     k, v = (normal(tokens, groups, size, seed=s).to(dtype) for s in (3, 4))
-    ops.store(k, v, cache, step)
-    return torch.as_tensor(
-        ops.attend(normal(tokens, heads, size, seed=5).to(dtype), cache, step, size**-0.5)
-    )
+    q = normal(tokens, heads, size, seed=5).to(dtype)
+    still = torch.zeros(tokens, 32, dtype=dtype)
+    q = ops.rope_store(q, k, v, still + 1, still, cache, step)
+    return torch.as_tensor(ops.attend(q, cache, step, size**-0.5))
 
 
 @pytest.mark.parametrize("size", [128, 64, 32])
@@ -116,7 +116,7 @@ def test_an_fp8_cache_is_refused(a3: AscendOps) -> None:
     pages = torch.zeros(2, 16, 1, 128, dtype=FP8)
     x, step = normal(1, 1, 128).bfloat16(), Step.build([(0, 1, [0])], 16, torch.device("cpu"))
     with pytest.raises(UsageError, match="the model's type .*, not in torch.float8_e4m3fn"):
-        a3.store(x, x, KVCache(pages, pages), step)
+        a3.rope_store(x, x, x, x[0], x[0], KVCache(pages, pages), step)
 
 
 def mixture(f: int) -> Callable[..., Tensor]:

@@ -157,7 +157,7 @@ def test_rotating_the_whole_head_shows(a3: AscendOps) -> None:
         cos, sin = angles.chunk(2, -1)
         return op(at, q, k, torch.cat([cos, cos, sin, sin], -1), size, **r)
 
-    run = case("rope", "half a head").run
+    run = case("rope_store", "half a head").run
     assert judge(run, a3) == []
     assert judge(run, broken(a3, "npu_mrope", whole))
 
@@ -167,7 +167,7 @@ def test_interleaved_rotation_is_refused(a3: AscendOps) -> None:
         return op(*a, **k | {"rotary_mode": "interleave"})
 
     with pytest.raises(Refusal, match="rotary_mode is interleave"):
-        case("rope", "half a head").run(broken(a3, "npu_mrope", interleaved), BF16)
+        case("rope_store", "half a head").run(broken(a3, "npu_mrope", interleaved), BF16)
 
 
 INT8 = mixture(96)
