@@ -14,6 +14,8 @@ from tests.virtual.cdna.single import (
     new_wave,
     refused,
     set_exec,
+    set_scalar,
+    set_vcc,
     set_vector,
     signed,
     step,
@@ -186,6 +188,21 @@ def test_dpp_refusals() -> None:
     refused("v_mov_b32_dpp v0, v1 row_bcast:7", "row_bcast:7")
     refused("v_mov_b32_dpp v0, v1 wave_shl:2", "wave_shl:2")
     refused("v_mov_b64_dpp v[0:1], v[2:3] row_newbcast:3", "64-bit")
+
+
+@pytest.mark.parametrize("mask", [0, 1, SOME, ALL])
+@pytest.mark.parametrize("name", ["vcc", "s[6:7]"])
+def test_selection(name: str, mask: int) -> None:
+    """The second source where the mask has a 1, the first where it has a 0."""
+    wave = new_wave()
+    set_vector(wave, 1, [0x3F800000 + i for i in range(64)])
+    set_vector(wave, 2, [0xC0000000 + i for i in range(64)])
+    set_vcc(wave, mask)
+    set_scalar(wave, 6, mask, 2)
+    step(wave, f"v_cndmask_b32_e64 v0, -v1, |v2|, {name}")
+    first, second = 0xBF800000, 0x40000000
+    expected = [(second if mask >> i & 1 else first) + i for i in range(64)]
+    assert vector(wave, 0) == expected
 
 
 @pytest.mark.parametrize("mask", [0, 1, SOME, ALL])

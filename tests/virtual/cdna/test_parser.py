@@ -94,7 +94,8 @@ def test_constants(text: str, width: int, bits: int) -> None:
 
 def test_other_operands() -> None:
     assert parse_operand("off").kind == "off"
-    assert parse_operand(".LBB0_3").kind == "symbol"
+    for text in (".LBB0_3", "abs(v1", "v1)", "neg(v1", "|v1", "v1|", "sext(v1", "v[1:2"):
+        assert parse_operand(text).kind == "symbol"
     assert parse_operand("src_shared_base") == Operand("symbol", "src_shared_base")
     with pytest.raises(UnsupportedInstruction, match="'off' is not a 32-bit constant"):
         parse_operand("off").bits(32)

@@ -110,6 +110,8 @@ def test_selection_takes_only_the_chosen_source() -> None:
     wave.write_scalars(VCC, 2, 0, 0xF)  # the mask itself is undefined in four lanes
     step(wave, "v_cndmask_b32_e32 v0, v4, v5, vcc")
     assert wave.undefined[0] == 0xF
+    step(wave, "v_cndmask_b32_e64 v0, v4, v5, -1")
+    assert wave.undefined[0] == 0
 
 
 def test_comparison_and_carry() -> None:
