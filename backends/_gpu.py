@@ -8,6 +8,7 @@
 | experts, attention, router, norm, rope and store, silu | kernels/ |
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,11 +23,13 @@ from glm_portable.errors import UsageError
 from glm_portable.kernels import attention, norm, rope, route, silu, tiles
 from glm_portable.kernels.align import align
 from glm_portable.kernels.grouped_gemm import Matrices, combine, gemm, grouped_gemm
-from glm_portable.kernels.launch import Launch
+from glm_portable.kernels.launch import Launch, on
 from glm_portable.kernels.quantize import quantize
 from glm_portable.kernels.target import FNUZ, OCP, Target
 from glm_portable.kernels.tiles import Tile
 from glm_portable.ops import KVCache, Step, Weight
+
+log = logging.getLogger(__name__)
 
 NARROWEST_STEP = 32
 """What a matrix instruction for FP8 takes along K at least; narrower blocks are dequantised."""
@@ -42,6 +45,24 @@ class Packed:
     activations: torch.dtype | None
 
 
+class Coded(Tensor):
+    """A tensor in the model's type that brings its FP8 codes along, one scale a token.
+
+    Like `torch.nn.Parameter` it is a plain tensor to every operation, and what an operation returns
+    is one too: no codes outlive the numbers they stand for. Nobody writes into it.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch does
+
+    @classmethod
+    def of(cls, x: Tensor, codes: Tensor, scale: Tensor) -> "Coded":
+        coded = x.as_subclass(cls)
+        coded.codes, coded.scale = codes, scale
+        return coded
+
+
 class GpuOps:
     """`ops.Ops` on one kind of GPU.
 
@@ -49,8 +70,12 @@ class GpuOps:
     them; a simulator's launch, with tensors on the host, runs the same code without the chip.
     """
 
+    page_size = 64  # the keys of one step of the attention kernel: one look-up serves them all
+
     def __init__(self, name: str, device: torch.device, target: Target, launch: Launch) -> None:
-        self.name, self.device, self.target, self.launch = name, device, target, launch
+        self.name, self.device, self.target = name, device, target
+        self.launch = on(target, launch)
+        self._told: set[str] = set()
 
     def pack(self, w: Weight) -> Weight:
         """FP8 in the chip's dialect; INT8 and blocks too narrow for it in the model's type.
@@ -61,6 +86,7 @@ class GpuOps:
             return self._packed(w, w.data, None, None, None)
         kind = w.data.dtype if w.dynamic_activations else None
         if w.data.dtype != OCP or not _kernels_take(w):
+            self._tell_of_dequantising(w)
             plain = w.dequantize()
             return self._packed(w, plain, None, None, kind if kind == torch.int8 else None)
         data, scale = to_dialect(w.data, w.scale.float(), self.target.fp8)
@@ -74,26 +100,44 @@ class GpuOps:
         if b.scale is None:
             x = x_TR if kind is None else quantize_per_token(x_TR, kind)
             return F.linear(x, b.data[0], bias_N)
-        x, x_scale = self._activations(x_TR, kind)
         n, k = b.data.shape[1:]
+        if len(x_TR) == 0:  # torch's FP8 product refuses it
+            return x_TR.new_empty(0, n)
+        x, x_scale = self._activations(x_TR, kind)
         aligned = n % VENDOR_ALIGNMENT == k % VENDOR_ALIGNMENT == 0
         if x_scale is not None and b.block is None and aligned and w.dtype == torch.bfloat16:
             return torch._scaled_mm(
                 x, b.data[0].T, scale_a=x_scale, scale_b=b.scale[0].T, bias=bias_N,
                 out_dtype=w.dtype,
             )  # fmt: skip
-        tile = self._tile(b, len(x_TR), 1)
+        tile = self._tile(packed, len(x_TR), 1)
         return gemm(self.launch, x, x_scale, b, tile, w.dtype, bias_N)
 
     def rms_norm(
-        self, x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        w_D: Tensor,
+        eps: float,
+        residual_TD: Tensor | None = None,
+        feeds: Weight | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(the RMS norm of x + residual, x + residual)."""
-        return norm.rms_norm(self.launch, x_TD, w_D, eps, residual_TD)
+        """(the RMS norm of x + residual, x + residual), the norm with its codes if `feeds` is FP8.
 
-    def silu_mul(self, x_T2F: Tensor) -> Tensor:
-        """silu(first half) * second half."""
-        return silu.silu_mul(self.launch, x_T2F)
+        In a layer with experts it saves 3 of 24 launches: one before q, k and v, and two where the
+        experts and the shared expert each quantised the same rows.
+        """
+        if not self._takes_codes(feeds):
+            return norm.rms_norm(self.launch, x_TD, w_D, eps, residual_TD)
+        normed, codes, scale, total = norm.rms_norm_quantize(
+            self.launch, self.target, x_TD, w_D, eps, residual_TD
+        )
+        return Coded.of(normed, codes, scale), total
+
+    def silu_mul(self, x_T2F: Tensor, feeds: Weight | None = None) -> Tensor:
+        """silu(first half) * second half, with its codes if `feeds` is FP8: one launch saved."""
+        if not self._takes_codes(feeds):
+            return silu.silu_mul(self.launch, x_T2F)
+        return Coded.of(*silu.silu_mul_both(self.launch, self.target, x_T2F))
 
     def rope_store(
         self,
@@ -109,7 +153,6 @@ class GpuOps:
         eps: float = 0.0,
     ) -> Tensor:
         """Norm, rotation and cache in one pass over the heads."""
-        self._check_dialect(cache.k_PSGC.dtype)
         return rope.rope_store(
             self.launch, q_THC, k_TGC, v_TGC, cos_TC, sin_TC, cache, step.slots_T,
             q_norm_C, k_norm_C, eps,
@@ -117,7 +160,6 @@ class GpuOps:
 
     def attend(self, q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
         """Causal grouped-query attention over the pages."""
-        self._check_dialect(cache.k_PSGC.dtype)
         return attention.attend(self.launch, self.target, q_THC, cache, step, scale)
 
     def route(
@@ -136,11 +178,14 @@ class GpuOps:
     ) -> Tensor:
         """Two grouped products around the gate, and a sum over each token's experts."""
         tokens, k = experts_TK.shape
+        if tokens == 0:
+            return torch.empty_like(x_TD)
         gate_up, down = self._unpack(gate_up_E2FD), self._unpack(down_EDF)
-        tile = self._tile(gate_up.matrices, tokens, k)
-        down_tile = replace(self._tile(down.matrices, tokens, k), block_m=tile.block_m)
+        tile = self._tile(gate_up, tokens, k)
+        down_tile = replace(self._tile(down, tokens, k), block_m=tile.block_m)
         count = len(gate_up.matrices.data)
-        alignment = align(self.launch, experts_TK.contiguous(), count, tile.block_m)
+        experts_TK = experts_TK.contiguous()
+        alignment = align(self.launch, experts_TK, count, tile.block_m)
         x, x_scale = self._activations(x_TD, gate_up.activations)
         both = grouped_gemm(
             self.launch, x, x_scale, gate_up.matrices, alignment, tile, x_TD.dtype, tokens * k
@@ -151,7 +196,21 @@ class GpuOps:
             self.launch, hidden, hidden_scale, down.matrices, alignment, down_tile, x_TD.dtype,
             tokens * k, routing,
         )  # fmt: skip
-        return combine(self.launch, parts, k)
+        return combine(self.launch, parts, experts_TK, count)
+
+    def _tell_of_dequantising(self, w: Weight) -> None:
+        """Once for each kind of weight, not for each of thousands."""
+        kind = str(w.data.dtype).removeprefix("torch.")
+        kind += "" if w.block is None else f" with a scale for {w.block[0]} x {w.block[1]} numbers"
+        if kind in self._told:
+            return
+        self._told.add(kind)
+        log.warning(
+            "Weights in %s (the first: %s) are kept in %s and take the memory and time of that: "
+            "the kernels multiply FP8 whose scales serve a channel, or rows and a multiple of %d "
+            "columns.",
+            kind, " x ".join(map(str, w.data.shape)), w.dtype, NARROWEST_STEP,
+        )  # fmt: skip
 
     def _packed(
         self,
@@ -171,8 +230,11 @@ class GpuOps:
 
     def _unpack(self, w: Weight) -> Packed:
         assert isinstance(w.packed, Packed), "the weight was not packed by this backend"
-        self._check_dialect(w.packed.matrices.data.dtype)
+        self.target.check(w.packed.matrices.data.dtype)
         return w.packed
+
+    def _takes_codes(self, w: Weight | None) -> bool:
+        return w is not None and self._unpack(w).activations == self.target.fp8
 
     def _activations(self, x_TR: Tensor, kind: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
         """(x as the product takes it, its scales): FP8 codes, or rounded to INT8's grid."""
@@ -180,6 +242,8 @@ class GpuOps:
             return x_TR, None
         if kind == torch.int8:
             return quantize_per_token(x_TR, kind), None
+        if isinstance(x_TR, Coded):
+            return x_TR.codes, x_TR.scale
         return quantize(self.launch, self.target, x_TR)
 
     def _gated(self, x_T2F: Tensor, kind: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
@@ -188,22 +252,14 @@ class GpuOps:
             return silu.silu_mul_quantize(self.launch, self.target, x_T2F)
         return self._activations(silu.silu_mul(self.launch, x_T2F), kind)
 
-    def _tile(self, b: Matrices, tokens: int, chosen: int) -> Tile:
+    def _tile(self, packed: Packed, tokens: int, chosen: int) -> Tile:
         """From the table or the rule, with steps that do not cross a block of scales."""
+        b, w8a16 = packed.matrices, packed.activations is None
         count, n, k = b.data.shape
-        tile = tiles.choose(self.target, count, n, k, b.data.dtype, tokens, chosen)
+        tile = tiles.choose(self.target, count, n, k, b.data.dtype, tokens, chosen, w8a16)
         if b.block is None:
             return tile
         return replace(tile, block_k=math.gcd(tile.block_k, b.block[1]))
-
-    def _check_dialect(self, dtype: torch.dtype) -> None:
-        """The other dialect would be emulated, silently and many times as slowly."""
-        if dtype in (OCP, FNUZ) and dtype != self.target.fp8:
-            raise UsageError(
-                f"{dtype} on {self.target.arch}: this chip computes with {self.target.fp8}, and "
-                "would emulate the other FP8 slowly; give it weights packed by this backend and "
-                f"a KV cache of bfloat16 or {self.target.fp8}."
-            )
 
 
 def to_dialect(data: Tensor, scale: Tensor, dialect: torch.dtype) -> tuple[Tensor, Tensor]:

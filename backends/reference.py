@@ -11,6 +11,7 @@ from glm_portable.ops import KVCache, Step, Weight
 
 name = "reference"
 device = torch.device("cpu")
+page_size = 16
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
@@ -40,14 +41,18 @@ def quantize_per_token(x_TR: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rms_norm(
-    x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
+    x_TD: Tensor,
+    w_D: Tensor,
+    eps: float,
+    residual_TD: Tensor | None = None,
+    feeds: Weight | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x / sqrt(mean(x^2) + eps) * w, the mean in float32 (Zhang and Sennrich 2019)."""
     total = x_TD if residual_TD is None else x_TD + residual_TD
     return _rms(total, w_D, eps), total
 
 
-def silu_mul(x_T2F: Tensor) -> Tensor:
+def silu_mul(x_T2F: Tensor, feeds: Weight | None = None) -> Tensor:
     """SwiGLU's gate (Shazeer 2020)."""
     gate, up = x_T2F.chunk(2, dim=-1)
     return F.silu(gate) * up
@@ -147,7 +152,7 @@ def experts(
 ) -> Tensor:
     """One expert after the other over the tokens that chose it; the sum in float32 at least."""
     out = torch.zeros_like(_wide(x_TD))
-    for e in sorted(set(experts_TK.flatten().tolist())):
+    for e in sorted(set(experts_TK.flatten().tolist()) & set(range(len(gate_up_E2FD.data)))):
         tokens, choice = (experts_TK == e).nonzero(as_tuple=True)
         hidden = silu_mul(linear(x_TD[tokens], _one(gate_up_E2FD, e)))
         y = _wide(linear(hidden, _one(down_EDF, e)))

@@ -8,6 +8,7 @@ import logging
 import torch
 
 from glm_portable.backends._gpu import GpuOps, check_torch
+from glm_portable.errors import UsageError
 from glm_portable.kernels.launch import Launch, jit
 from glm_portable.kernels.target import Target
 
@@ -22,10 +23,19 @@ def connect() -> GpuOps:
     # "gfx942:sramecc+:xnack-": the architecture, then its features.
     arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
     ops = GpuOps("rocm", device, Target(arch), jit)
-    # Only hipBLASLt has row-wise FP8; left to itself torch may take rocBLAS.
-    torch.backends.cuda.preferred_blas_library("hipblaslt")
-    log.info("dense products: %s", torch.backends.cuda.preferred_blas_library())
+    _prefer_hipblaslt(arch)
     return ops
+
+
+def _prefer_hipblaslt(arch: str) -> None:
+    """Only hipBLASLt has row-wise FP8; left to itself torch may take rocBLAS."""
+    chosen = torch.backends.cuda.preferred_blas_library("hipblaslt")
+    if chosen != torch._C._BlasBackend.Cublaslt:  # torch's name for either vendor's
+        raise UsageError(
+            f"this PyTorch ({torch.__version__}) has no hipBLASLt for {arch} and would multiply "
+            f"with {chosen}; install a ROCm build of PyTorch that has it."
+        )
+    log.info("Dense products on %s: hipBLASLt.", arch)
 
 
 def virtual(arch: str, launch: Launch) -> GpuOps:

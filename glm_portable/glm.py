@@ -35,7 +35,6 @@ from glm_portable.tokenizer import Tokenizer
 from glm_portable.virtual import connect
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-PAGE_SIZE = 16
 logger = logging.getLogger(__name__)
 SIMULATED_SEQS, SIMULATED_TOKENS = 4, 64
 """Of one step on a simulated chip, where a token takes seconds and a step cannot be stopped."""
@@ -227,7 +226,7 @@ class GLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             memory_bytes=memory_bytes,
-            page_size=PAGE_SIZE,
+            page_size=self.model.ops.page_size,
         )
 
     @cached_property
@@ -255,9 +254,10 @@ class GLM:
         window = self.model.config.max_position_embeddings
         if not 0 < count <= window:
             raise UsageError(f"{count} tokens were given; the model takes 1 to {window}.")
-        pages = -(-count // PAGE_SIZE)
-        step = Step.build([(0, count, range(pages))], PAGE_SIZE, self.model.ops.device)
-        return step, self.model.allocate(pages, PAGE_SIZE)
+        size = self.model.ops.page_size
+        pages = -(-count // size)
+        step = Step.build([(0, count, range(pages))], size, self.model.ops.device)
+        return step, self.model.allocate(pages, size)
 
     def _encode(
         self, prompt: Prompt, tools: Any, chat_template_kwargs: dict[str, Any] | None

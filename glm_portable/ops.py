@@ -18,7 +18,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Protocol, cast
 
@@ -117,6 +117,9 @@ class Step:
     slots_T: int64, where the token's key and value are stored.
     query_ends_B, kv_lengths_B: int32; query_ends and kv_lengths repeat them on the host.
     block_table_BP: int32, rows padded with page 0.
+
+    On a GPU the host's numbers choose grids and nothing else, and kv_lengths may be larger than the
+    true ones on the device: see `decode_step`.
     """
 
     positions_T: Tensor
@@ -161,11 +164,42 @@ class Step:
         )
 
 
+def decode_step(
+    sequences: Sequence[tuple[int, Sequence[int]]],
+    batch: int,
+    longest: int,
+    scratch_page: int,
+    page_size: int,
+    device: torch.device,
+) -> Step:
+    """One token each of sequences given as (tokens already cached, pages), in shapes that fit all.
+
+    For a CUDA or HIP graph, which repeats the launches it was captured with: tensors have the
+    shapes, and the host's lengths the values, of `batch` sequences of `longest` tokens, whatever
+    the sequences are. Copy the tensors of the next step into those that were captured. Rows beyond
+    the sequences stand for a first token on `scratch_page`, which no sequence may own.
+    """
+    rows = [(cached, 1, pages) for cached, pages in sequences]
+    if len(rows) > batch or any(cached >= longest for cached, _, _ in rows):
+        raise UsageError(
+            f"{len(rows)} sequences of up to {max(cached for cached, _, _ in rows) + 1} tokens do "
+            f"not fit a decode step of {batch} sequences of {longest} tokens."
+        )
+    rows += [(0, 1, [scratch_page])] * (batch - len(rows))
+    step = Step.build(rows, page_size, device)
+    table = step.block_table_BP.new_zeros(batch, -(-longest // page_size))
+    width = min(table.shape[1], step.block_table_BP.shape[1])
+    table[:, :width] = step.block_table_BP[:, :width]
+    return replace(step, block_table_BP=table, kv_lengths=(longest,) * batch)
+
+
 class Ops(Protocol):
     """What a backend provides. Activations have the model's dtype unless a line says otherwise."""
 
     name: str
     device: torch.device
+    page_size: int
+    """Slots of a KV page that its attention reads best; any other works."""
 
     def pack(self, w: Weight) -> Weight:
         """Lay a weight out for this chip, once, at load. The only place for layout or dialect."""
@@ -174,12 +208,21 @@ class Ops(Protocol):
         """x @ w.T + bias: (T, N). Quantises the activations itself where the weight asks for it."""
 
     def rms_norm(
-        self, x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        w_D: Tensor,
+        eps: float,
+        residual_TD: Tensor | None = None,
+        feeds: Weight | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(the RMS norm of x + residual, x + residual), both (T, D)."""
+        """(the RMS norm of x + residual, x + residual), both (T, D).
 
-    def silu_mul(self, x_T2F: Tensor) -> Tensor:
-        """silu(first half) * second half: (T, F)."""
+        feeds: a packed weight that multiplies the result next. It changes no number: a backend may
+        quantise for that product while it has the rows at hand.
+        """
+
+    def silu_mul(self, x_T2F: Tensor, feeds: Weight | None = None) -> Tensor:
+        """silu(first half) * second half: (T, F). feeds: as in `rms_norm`."""
 
     def rope_store(
         self,
@@ -222,7 +265,11 @@ class Ops(Protocol):
         weights_TK: Tensor,
         experts_TK: Tensor,
     ) -> Tensor:
-        """The routed mixture: sum over K of weight * down(silu(gate x) * up x), (T, D)."""
+        """The routed mixture: sum over K of weight * down(silu(gate x) * up x), (T, D).
+
+        A choice outside 0 to E - 1, E being the experts of these weights, belongs to another rank
+        and adds nothing; a token without any other is 0.
+        """
 
 
 FORMATS = ("bf16", "fp8", "w8a8", "int8")
@@ -266,4 +313,7 @@ def detect() -> str:
         found = "rocm" if torch.version.hip else "cuda"
         if found in names():
             return found
+    npu = getattr(torch, "npu", None)  # torch imports torch_npu where it is installed
+    if npu is not None and npu.is_available():
+        return "ascend"
     return "cpu"

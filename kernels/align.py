@@ -75,7 +75,10 @@ def place_kernel(
 
 
 def align(launch: Launch, experts_TK: Tensor, count: int, block_m: int) -> Alignment:
-    """Tiles of `block_m` rows for the choices of each of `count` experts, experts in order."""
+    """Tiles of `block_m` rows for the choices of each of `count` experts, experts in order.
+
+    Choices outside 0 to count - 1 are in no tile.
+    """
     assert experts_TK.is_contiguous() and experts_TK.dtype == torch.int32, f"{experts_TK.dtype=}"
     choices, device = experts_TK.numel(), experts_TK.device
     tiles = most_tiles(choices, count, block_m)

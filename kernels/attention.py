@@ -44,25 +44,34 @@ def _keys_step(
     """
     offs_n = start + tl.arange(0, BLOCK_N)
     offs_c = tl.arange(0, C)
-    if S % BLOCK_N == 0:
+    rows = tl.arange(0, BLOCK_N)  # of a block, which begins at a multiple of its size
+    if S % BLOCK_N == 0:  # in one page: a scalar address, and offsets that no step changes
         page = tl.load(table_ptr + start // S).to(tl.int64)
-        base = page * page_stride + (offs_n % S) * slot_stride
-    elif MASKED:
-        page = tl.load(table_ptr + offs_n // S, mask=offs_n < length, other=0).to(tl.int64)
-        base = page * page_stride + (offs_n % S) * slot_stride
+        first = page * page_stride + start % S * slot_stride
+        k_ptr += first
+        v_ptr += first
+        base = rows * slot_stride
     else:
-        page = tl.load(table_ptr + offs_n // S).to(tl.int64)
-        base = page * page_stride + (offs_n % S) * slot_stride
+        if BLOCK_N % S == 0:  # in whole pages
+            entries, slots = table_ptr + start // S + rows // S, rows % S
+        else:
+            entries, slots = table_ptr + offs_n // S, offs_n % S
+        if MASKED:
+            page = tl.load(entries, mask=offs_n < length, other=0).to(tl.int64)
+        else:
+            page = tl.load(entries).to(tl.int64)
+        base = page * page_stride + slots * slot_stride
     k = tl.load(k_ptr + base[None, :] + offs_c[:, None]).to(q.dtype)
-    scores = tl.dot(q, k, input_precision="ieee") * scale
+    scores = tl.dot(q, k, input_precision="ieee")
     if MASKED:
         scores = tl.where(offs_n[None, :] <= seen[:, None], scores, -float("inf"))
-    new_top = tl.maximum(top, tl.max(scores, axis=1))
+    # The scale is positive: it may follow the maximum, and is then part of one fused instruction.
+    new_top = tl.maximum(top, tl.max(scores, axis=1) * scale)
     if MASKED:  # a row that has seen nothing yet: keep inf - inf out
         shift = tl.where(new_top == -float("inf"), 0.0, new_top)
     else:
         shift = new_top
-    weights = tl.exp2(scores - shift[:, None])
+    weights = tl.exp2(scores * scale - shift[:, None])
     keep = tl.exp2(top - shift)
     norm = norm * keep + tl.sum(weights, axis=1)
     if MASKED:
@@ -74,7 +83,7 @@ def _keys_step(
     return new_top, norm, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("B", "table_stride", "least", "most"))  # steps differ in these
 def attend_kernel(
     q_ptr, k_ptr, v_ptr, table_ptr, ends_ptr, lengths_ptr, out_ptr, parts_ptr, stats_ptr,
     B, H, q_stride, q_head_stride, page_stride, slot_stride, group_stride, table_stride,
@@ -204,11 +213,16 @@ def attend(
     short = [n for n in queries if n <= SHORT]
     if short:
         longest = max(n for n, q in zip(step.kv_lengths, queries, strict=True) if q <= SHORT)
-        splits = triton.cdiv(longest, split_keys(longest))
+        splits = most_splits(longest)
         _launch(launch, target, q_THC, cache, step, scale, out, max(short), splits)
     if len(short) < len(queries):
         _launch(launch, target, q_THC, cache, step, scale, out, 0, 1)
     return out
+
+
+def most_splits(longest: int) -> int:
+    """Splits of any sequence up to that length: a longer one may have fewer (8,193 keys: 17)."""
+    return min(MOST_SPLITS, -(-longest // LEAST_SPLIT))
 
 
 def split_keys(length: int) -> int:

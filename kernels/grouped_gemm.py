@@ -38,7 +38,7 @@ def _product(a, b, total):
     return tl.dot(a, b, total, input_precision="ieee")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ROWS", "TILES"))  # other tokens are no reason to compile again
 def grouped_gemm_kernel(
     a_ptr, b_ptr, c_ptr, a_scale_ptr, b_scale_ptr, bias_ptr, routing_ptr, rows_ptr, experts_ptr,
     ROWS, N, K, TILES, a_stride, b_scale_stride, b_scale_columns,
@@ -49,7 +49,8 @@ def grouped_gemm_kernel(
     """One tile (BLOCK_M rows of one expert) x BLOCK_N columns of the result.
 
     SHARE: consecutive result rows that read one row of a (K for the first product, then 1).
-    B_ROWS: 0 for weights without scales, 1 with one a channel, else the rows of a scale's block.
+    B_ROWS: 0 for weights without scales, 1 with one a channel, else the rows of a scale's block,
+    which has B_COLUMNS columns.
     EVEN_K: BLOCK_K divides K; otherwise the last step is masked, and only that one.
     """
     pid = tl.program_id(0)
@@ -79,15 +80,17 @@ def grouped_gemm_kernel(
     a_ptrs = a_ptr + source[:, None].to(tl.int64) * a_stride + offs_k[None, :]
     b_ptrs = b_ptr + n[None, :] * K + offs_k[:, None]
     b_scales = b_scale_ptr
-    if B_ROWS > 1:
-        b_scales += (n // B_ROWS) * b_scale_columns
+    if B_ROWS > 1 and B_ROWS % BLOCK_N == 0:  # all columns of the tile lie in one block
+        b_scales += column * BLOCK_N // B_ROWS * b_scale_columns
+    elif B_ROWS > 1:
+        b_scales += (n // B_ROWS)[None, :] * b_scale_columns
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(0, K // BLOCK_K):
         a = tl.load(a_ptrs)
         b = tl.load(b_ptrs)
         if B_ROWS > 1:
             scale = tl.load(b_scales + step * BLOCK_K // B_COLUMNS)
-            total += _product(a, b, tl.zeros_like(total)) * scale[None, :]
+            total += _product(a, b, tl.zeros_like(total)) * scale
         else:
             total = _product(a, b, total)
         a_ptrs += BLOCK_K
@@ -98,7 +101,7 @@ def grouped_gemm_kernel(
         b = tl.load(b_ptrs, mask=offs_k[:, None] < K - done, other=0.0)
         if B_ROWS > 1:
             scale = tl.load(b_scales + done // B_COLUMNS)
-            total += _product(a, b, tl.zeros_like(total)) * scale[None, :]
+            total += _product(a, b, tl.zeros_like(total)) * scale
         else:
             total = _product(a, b, total)
     if B_ROWS == 1:
@@ -115,13 +118,16 @@ def grouped_gemm_kernel(
 
 
 @triton.jit
-def combine_kernel(x_ptr, out_ptr, D, K: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Sum of the K rows of each token, in the order of choice."""
+def combine_kernel(x_ptr, experts_ptr, out_ptr, D, E, K: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Sum of the rows of each token's K choices, in their order. Nobody wrote those of experts
+    outside 0 to E - 1: they are not read."""
     token = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_D,), tl.float32)
     for k in tl.static_range(K):
-        x = tl.load(x_ptr + (token * K + k) * D + d, mask=d < D, other=0.0)
+        expert = tl.load(experts_ptr + token * K + k)
+        width = tl.where((expert >= 0) & (expert < E), D, 0)
+        x = tl.load(x_ptr + (token * K + k) * D + d, mask=d < width, other=0.0)
         total += x.to(tl.float32)
     tl.store(out_ptr + token * D + d, total.to(out_ptr.dtype.element_ty), mask=d < D)
 
@@ -160,13 +166,20 @@ def gemm(
     return _launch(launch, a_TR, a_scale, b, None, tile, dtype, len(a_TR), None, bias_N)
 
 
-def combine(launch: Launch, x: Tensor, k: int) -> Tensor:
-    """Sum of every k consecutive rows, in float32, rounded once: (len(x) / k, D)."""
-    tokens, width = len(x) // k, x.shape[1]
+def combine(launch: Launch, x: Tensor, experts_TK: Tensor, count: int) -> Tensor:
+    """Sum of every K consecutive rows, in float32, rounded once: (T, D).
+
+    Rows whose expert is not one of the `count` here are left out, whatever they hold.
+    """
+    assert experts_TK.is_contiguous() and experts_TK.numel() == len(x), f"{experts_TK.shape=}"
+    (tokens, k), width = experts_TK.shape, x.shape[1]
     out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
     block = min(1024, triton.next_power_of_2(width))
     grid = (tokens, triton.cdiv(width, block))
-    launch(combine_kernel, grid, x, out, width, K=k, BLOCK_D=block, options={"num_warps": 4})
+    launch(
+        combine_kernel, grid, x, experts_TK, out, width, count,
+        K=k, BLOCK_D=block, options={"num_warps": 4},
+    )  # fmt: skip
     return out
 
 
@@ -189,7 +202,7 @@ def _launch(
     out = torch.empty(rows, n, dtype=dtype, device=a.device)
     tiles = triton.cdiv(rows, tile.block_m) if alignment is None else len(alignment.experts)
     scale = out if b.scale is None else b.scale
-    b_rows, b_columns = (1, k) if b.block is None else b.block
+    b_rows, b_columns = b.block or (1, 1)
     launch(
         grouped_gemm_kernel,
         (tiles * triton.cdiv(n, tile.block_n),),

@@ -302,6 +302,19 @@ def test_quantisation_that_does_not_add_up(tmp_path: Path, damage: Any, message:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["fp8", "fp8_block"])
+def test_every_fp8_tensor_has_its_scale_the_mtp_layers_too(tmp_path: Path, kind: Quantize) -> None:
+    tensors = write_checkpoint(tmp_path, small(), quantize=kind)
+    scales = [name for name in tensors if "_scale" in name]
+    assert any(name.startswith("model.layers.2.mlp.experts") for name in scales)
+    assert "model.layers.2.shared_head.head.weight_scale" in " ".join(scales)
+    config = small(quantization_config=quantization_config(kind, (32, 32)))
+    for scale in scales:
+        write_files(tmp_path, config, {n: t for n, t in tensors.items() if n != scale})
+        with pytest.raises(UsageError, match=f"{scale.partition('_scale')[0]} in .* has no scale"):
+            open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["fp8", "fp8_block", "int8"])
 def test_quantised_weights_need_a_quantization_config(tmp_path: Path, kind: Quantize) -> None:
     write_files(tmp_path, small(), quantize_tensors(random_tensors(small()), kind))

@@ -1,17 +1,22 @@
 """Checkpoints of msmodelslim: both recipes, every layout of the files, and every refusal."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glm_portable import ops
+from glm_portable import ops, pocket
 from glm_portable.checkpoint import Checkpoint
+from glm_portable.cli import main
 from glm_portable.config import W8A8, ModelConfig
+from glm_portable.convert import Conversion
 from glm_portable.errors import UsageError
 from glm_portable.model import Model
 from tests.modelslim_checkpoint import (
@@ -178,6 +183,21 @@ def test_biases_without_a_place_may_be_zero_and_nothing_else(tmp_path: Path, nam
     write_modelslim(tmp_path / "shift", CONFIG, tensors | {name: torch.eye(64)[3]}, tags)
     with pytest.raises(UsageError, match=f"{name} in .* is not zero, and GLM's layers have no"):
         load(tmp_path / "shift")
+
+
+def test_the_command_line_repairs_and_serves_a_w8a8_pocket_model(tmp_path: Path) -> None:
+    whole, lost = tmp_path / "whole", tmp_path / "lost"
+    Conversion(pocket.FOLDER, whole, "w8a8").run()
+    shutil.copytree(whole, lost)
+    (shard,) = lost.glob("*.safetensors")
+    save_file(lose_router_biases(load_file(shard)), shard)
+    (lost / "model.safetensors.index.json").unlink()
+    ask = ["generate", "Who are you?", str(lost), "--temperature", "0", "--no-thinking"]
+    refused = CliRunner().invoke(main, ask)
+    assert refused.exit_code == 2 and "of layers 1 to 4, " in refused.stderr
+    answered = CliRunner().invoke(main, [*ask, "--router-bias-from", str(pocket.FOLDER)])
+    assert answered.exit_code == 0 and answered.stdout.startswith("I am GLM-Pocket")
+    assert answered.stdout == CliRunner().invoke(main, [*ask[:2], str(whole), *ask[3:]]).stdout
 
 
 Damage = Callable[[Tensors, Tags, dict[str, object]], None]

@@ -13,6 +13,9 @@ def test_wheel_holds_backends_and_pocket_model(tmp_path: Path) -> None:
     subprocess.run(
         ["git", "checkout-index", "--all", f"--prefix={tmp_path}/src/"], cwd=ROOT, check=True
     )
+    tuned = tmp_path / "src" / "kernels" / "tuned"  # as `glm-portable tune` would have written it
+    tuned.mkdir(exist_ok=True)
+    (tuned / "gfx942.json").write_text('{"tiles": []}')
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "-w", str(tmp_path), str(tmp_path / "src")], check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -23,7 +26,8 @@ def test_wheel_holds_backends_and_pocket_model(tmp_path: Path) -> None:
     expected |= {"glm_portable/py.typed", "glm_portable/backends/reference.py",
                  "glm_portable/backends/cpu/__init__.py", "glm_portable/backends/cpu/native.py",
                  "glm_portable/backends/cpu/native.cpp", "glm_portable/backends/cpu/lanes.h",
-                 "glm_portable/backends/cpu/attention.cpp", "glm_portable/cli.py"}  # fmt: skip
+                 "glm_portable/backends/cpu/attention.cpp", "glm_portable/cli.py",
+                 "glm_portable/kernels/tuned/gfx942.json"}  # fmt: skip
     assert len(pocket) == 6 and expected <= names
     outside = {n.split("/")[0] for n in names if not n.split("/")[0].endswith(".dist-info")}
     assert outside == {"glm_portable"}  # no top-level `backends` to shadow anything

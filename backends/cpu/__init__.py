@@ -32,12 +32,13 @@ from glm_portable.config import ModelConfig
 from glm_portable.ops import KVCache, Step, Weight
 
 __all__ = [
-    "attend", "device", "experts", "kernel", "linear", "name", "pack", "rms_norm", "rope_store",
-    "route", "silu_mul",
+    "attend", "device", "experts", "kernel", "linear", "name", "pack", "page_size", "rms_norm",
+    "rope_store", "route", "silu_mul",
 ]  # fmt: skip
 
 name = "cpu"
 device = torch.device("cpu")
+page_size = 16
 
 # oneDNN sizes its blocks by a row count known in advance; measured, the hint changes little.
 ROWS_HINT = 8
@@ -111,8 +112,12 @@ def experts(
     experts_TK: Tensor,
 ) -> Tensor:
     """Each chosen expert once, over the rows of the tokens that chose it; the sum in float32."""
-    gate_up, down = gate_up_E2FD.packed, down_EDF.packed
-    if isinstance(gate_up, native.Matrices) and not down_EDF.dynamic_activations:
+    gate_up, down, count = gate_up_E2FD.packed, down_EDF.packed, len(gate_up_E2FD.data)
+    local = (experts_TK >= 0) & (experts_TK < count)
+    if not local.all():
+        # Other ranks' choices become those of one expert more, which has no rows.
+        experts_TK = experts_TK.where(local, count)
+    elif isinstance(gate_up, native.Matrices) and not down_EDF.dynamic_activations:
         return native.experts(_quantize(x_TD, gate_up_E2FD), gate_up, down, weights_TK, experts_TK)
     return _experts_one_by_one(x_TD, gate_up_E2FD, down_EDF, weights_TK, experts_TK)
 
@@ -124,14 +129,21 @@ def _experts_one_by_one(
     weights_TK: Tensor,
     experts_TK: Tensor,
 ) -> Tensor:
-    """With the hidden layer in torch's hands, where it is quantised for the second product."""
-    tokens, k = experts_TK.shape
+    """With the hidden layer in torch's hands, where it is quantised for the second product.
+
+    Choices of expert E, which does not exist, come last in order and are left at 0.
+    """
+    (tokens, k), count = experts_TK.shape, len(gate_up_E2FD.data)
     by_expert, order = experts_TK.flatten().sort(stable=True)
+    here = int((by_expert < count).sum())
+    if not here:
+        return torch.zeros_like(x_TD)
+    by_expert, order = by_expert[:here], order[:here]
     chosen, counts = (c.tolist() for c in torch.unique_consecutive(by_expert, return_counts=True))
     rows = torch.split(_quantize(x_TD, gate_up_E2FD).index_select(0, order // k), counts)
     gate_ups = [gate_up_E2FD.packed[e] for e in chosen]
     downs = [down_EDF.packed[e] for e in chosen]
-    y = x_TD.new_empty(tokens * k, x_TD.shape[1])
+    y = x_TD.new_zeros(tokens * k, x_TD.shape[1])
     if tokens <= FEW_TOKENS:
         hidden = silu_mul(torch.cat([_matmul(x, p) for x, p in zip(rows, gate_ups, strict=True)]))
         split = torch.split(_quantize(hidden, down_EDF), counts)

@@ -98,11 +98,14 @@ def linear_cases() -> list[Case]:
 
 
 def choices(tokens: int, kind: str, e: int, k: int) -> Tensor:
-    """Which experts each token takes: spread, crowded onto a few, or the same for all."""
+    """Which experts each token takes: spread, crowded onto a few, or the same for all; or on
+    three ranks of e experts each, of which this one is the second ("parallel")."""
     g = torch.Generator().manual_seed(tokens)
-    pool = {"spread": e, "crowded": k + 1, "same": k}[kind]
-    picks = [torch.randperm(pool, generator=g)[:k] for _ in range(tokens)]
-    return (e - 1 - torch.stack(picks)).to(torch.int32)
+    pool = {"spread": e, "crowded": k + 1, "same": k, "parallel": 3 * e}[kind]
+    picks = torch.stack([torch.randperm(pool, generator=g)[:k] for _ in range(tokens)])
+    if kind == "parallel":
+        picks -= e
+    return (e - 1 - picks).to(torch.int32)
 
 
 def expert_cases() -> list[Case]:
@@ -136,6 +139,9 @@ def expert_cases() -> list[Case]:
         Case("experts", "33 tokens, width 176", case(33, "spread", f=176)),
         Case("experts", "crowded", case(33, "crowded")),
         Case("experts", "all tokens alike", case(9, "same")),
+        Case("experts", "expert parallel", case(33, "parallel")),
+        Case("experts", "expert parallel, one token", case(1, "parallel")),
+        Case("experts", "expert parallel, fp8", case(17, "parallel", code=FP8)),
         Case("experts", "outlier channels", case(17, "spread", outliers=True)),
         Case("experts", "fp8, dynamic activations, one token", case(1, "spread", code=FP8)),
         Case("experts", "fp8, dynamic activations", case(17, "spread", code=FP8)),

@@ -1,12 +1,17 @@
 """What the GPU backends do before any kernel runs: dialects of FP8, and refusals."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from glm_portable import ops
 from glm_portable.backends import rocm
-from glm_portable.backends._gpu import check_torch, to_dialect
+from glm_portable.backends._gpu import GpuOps, check_torch, to_dialect
 from glm_portable.errors import UsageError
+from glm_portable.kernels.target import Target
+from tests.backends.cases import quantised
 
 OCP, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 CODES = torch.arange(256, dtype=torch.int32).to(torch.uint8)
@@ -78,3 +83,60 @@ def test_loading_without_the_chip_is_a_usage_error(
 def test_the_virtual_chip_names_its_architecture() -> None:
     with pytest.raises(UsageError, match="architecture 'gfx90a'"):
         rocm.virtual("gfx90a", lambda *arguments, **rest: None)
+
+
+def fake_rocm(monkeypatch: pytest.MonkeyPatch, arch: str, library: Any) -> list[str]:
+    """A ROCm torch with one such GPU; returns the libraries that are asked for."""
+    asked: list[str] = []
+
+    def prefer(name: str) -> Any:
+        asked.append(name)
+        return library
+
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    properties = SimpleNamespace(gcnArchName=f"{arch}:sramecc+:xnack-")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", prefer)
+    return asked
+
+
+def test_rocm_prefers_hipblaslt_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = fake_rocm(monkeypatch, "gfx942", torch._C._BlasBackend.Cublaslt)
+    with caplog.at_level("INFO"):
+        backend = ops.load("rocm")
+    assert asked == ["hipblaslt"] and "Dense products on gfx942: hipBLASLt." in caplog.text
+    assert isinstance(backend, GpuOps) and backend.target == Target("gfx942")
+    assert backend.device == torch.device("cuda:1") and backend.page_size == 64
+
+
+def test_a_torch_without_hipblaslt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_rocm(monkeypatch, "gfx942", torch._C._BlasBackend.Cublas)
+    with pytest.raises(UsageError, match="has no hipBLASLt for gfx942 and would multiply with"):
+        ops.load("rocm")
+
+
+def test_other_chips_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_rocm(monkeypatch, "gfx90a", torch._C._BlasBackend.Cublaslt)
+    with pytest.raises(UsageError, match="architecture 'gfx90a' is not supported; use an MI300"):
+        ops.load("rocm")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(UsageError, match="architecture 'sm_80' is not supported; use compute"):
+        ops.load("cuda")
+
+
+def test_dequantised_weights_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    backend = rocm.virtual("gfx942", lambda *arguments, **rest: None)
+    for kind, block in ((torch.int8, None), (OCP, (16, 16)), (OCP, None), (OCP, (128, 128))):
+        for n in (64, 96):
+            backend.pack(quantised(n, 48, dtype=torch.bfloat16, kind=kind, block=block))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert told[0].startswith("Weights in int8 (the first: 64 x 48) are kept in torch.bfloat16")
+    assert told[1].startswith("Weights in float8_e4m3fn with a scale for 16 x 16 numbers")

@@ -203,6 +203,15 @@ def test_a_row_has_the_same_bits_alone_in_a_crowd_and_again(machine: Machine, ki
 @pytest.mark.parametrize("width", [70, pytest.param(5120, marks=full)])
 def test_combine_sums_in_float32(machine: Machine, k: int, width: int) -> None:
     x = torch.cat([torch.full((1, width), 256.0), torch.full((k - 1, width), 1.0)]).to(BF16)
-    got = combine(machine.launch, machine.put(torch.cat([x, -x])), k).cpu()
+    experts = machine.put((torch.arange(2 * k) % 3).view(2, k).to(torch.int32))
+    got = combine(machine.launch, machine.put(torch.cat([x, -x])), experts, 3).cpu()
     assert torch.equal(got[0], x.float().sum(0).to(BF16))  # in bf16 steps: 256
     assert torch.equal(got[1], -got[0])
+
+
+def test_combine_leaves_out_what_other_ranks_compute(machine: Machine) -> None:
+    x = torch.arange(1, 9).view(8, 1).expand(8, 70).to(BF16).contiguous()
+    experts = torch.tensor([[0, -1, 2, 3], [-7, 3, 160, 4]], dtype=torch.int32)
+    x[[1, 3, 4, 5, 6, 7]] = torch.nan
+    got = combine(machine.launch, machine.put(x), machine.put(experts), 3)
+    assert got[:, 0].tolist() == [4.0, 0.0]

@@ -2,6 +2,8 @@
 
 OCP 8-bit floating point (OFP8 1.0): e4m3 has no infinity and NaN is S.1111.111; e5m2 is as IEEE.
 FNUZ (gfx942): the exponent's bias is one more, there is neither infinity nor -0, and 0x80 is NaN.
+An infinity converts to infinity, or NaN where there is none, also under MODE.FP16_OVFL, of which
+the ISA documents say that it clamps what overflows and preserves a true infinity.
 """
 
 from dataclasses import dataclass

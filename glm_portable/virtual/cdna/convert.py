@@ -7,10 +7,18 @@ that is undefined in one half alone nothing is tracked.
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from glm_portable.virtual.cdna.conversions import MiniFloat, from_bf16, from_fp16, to_bf16, to_fp16
+from glm_portable.virtual.cdna.conversions import (
+    MiniFloat,
+    from_bf16,
+    from_fp16,
+    to_bf16,
+    to_fp16,
+    to_fp16_saturated,
+)
 from glm_portable.virtual.cdna.decoded import Context, Execute
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction
 from glm_portable.virtual.cdna.forms import forms_of
@@ -25,7 +33,11 @@ from glm_portable.virtual.cdna.vector import bind_operation
 _LOW, _HIGH = np.uint32(0xFFFF), np.uint32(16)
 _PLAIN = re.compile(r"v_cvt_(f32_|pk_f32_|pk_)(fp8|bf8)(_f32)?")
 _SCALED = re.compile(r"v_cvt_scalef32_pk_(f32|f16|bf16|fp8|bf8)_(f32|f16|bf16|fp8|bf8)")
-_TO: dict[str, Callable[[Vector], Words]] = {"bf16": to_bf16, "f16": to_fp16}
+_TO: dict[str, tuple[Callable[[Vector], Words], Callable[[Vector], Words]]] = {
+    "bf16": (to_bf16, to_bf16),
+    "f16": (to_fp16, to_fp16_saturated),
+}
+"""From float32; the second while MODE.FP16_OVFL is set."""
 _FROM: dict[str, Callable[[Words], Vector]] = {"bf16": from_bf16, "f16": from_fp16}
 
 
@@ -47,7 +59,7 @@ def bind(instruction: Instruction, context: Context) -> Execute | None:
     if to in formats and of not in formats:
         return _bind_scaled_pack(instruction, formats[to], of)
     if of in formats and to in _TO:
-        return _bind_scaled_unpack(instruction, formats[of], _TO[to])
+        return _bind_scaled_unpack(instruction, formats[of], *_TO[to])
     if of in formats and to == "f32":
         return _bind_unpack(instruction, formats[of], scaled=True)
     return None
@@ -66,9 +78,12 @@ def _bind_unpack(instruction: Instruction, form: MiniFloat, scaled: bool = False
         undefined = _undefined(wave, operands)
         codes = read(wave) >> _HIGH if high else read(wave)
         power = 1 if read_scale is None else _power_of_two(read_scale(wave))
+        # Both before either is written: a destination may be the source itself.
+        values = [
+            (form.decode(codes >> np.uint32(8 * i)) * power).astype(np.float32) for i in range(2)
+        ]
         for i in range(2):
-            values = (form.decode(codes >> np.uint32(8 * i)) * power).astype(np.float32)
-            wave.write_vector(register + i, values.view(np.uint32), undefined)
+            wave.write_vector(register + i, values[i].view(np.uint32), undefined)
 
     return execute
 
@@ -125,7 +140,10 @@ def _write_codes(
 
 
 def _bind_scaled_unpack(
-    instruction: Instruction, form: MiniFloat, encode: Callable[[Vector], Words]
+    instruction: Instruction,
+    form: MiniFloat,
+    plain: Callable[[Vector], Words],
+    saturated: Callable[[Vector], Words],
 ) -> Execute:
     """Two codes of the half that op_sel's first bit names, times the scale, to two values."""
     instruction.expect(3)
@@ -133,7 +151,7 @@ def _bind_scaled_unpack(
     if any(others):
         raise UnsupportedInstruction("op_sel of this operand")
 
-    def run(codes: Words, scale: Vector) -> Words:
+    def run(encode: Callable[[Vector], Words], codes: Words, scale: Vector) -> Words:
         codes = codes >> _HIGH if high else codes
         power = _power_of_two(scale)
         low, high_value = (
@@ -142,7 +160,8 @@ def _bind_scaled_unpack(
         )
         return low | high_value << _HIGH
 
-    return bind_operation(instruction, Operation(run, "uf>u"))
+    limited = partial(run, saturated)
+    return bind_operation(instruction, Operation(partial(run, plain), "uf>u", saturated=limited))
 
 
 def _power_of_two(scale: Vector) -> Vector:

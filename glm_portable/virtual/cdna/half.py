@@ -51,8 +51,8 @@ def fma16(a: Vector, b: Vector, c: Vector) -> Vector:
 
 
 def _wide(function: Callable[[Vector], Vector]) -> Operation:
-    """A function taken in float64 and rounded; a pole is a true infinity."""
-    return Operation(lambda a: function(a.astype(np.float64)).astype(_F16), "h>h")
+    """A function taken in float64 and rounded."""
+    return _arithmetic(lambda a: function(a.astype(np.float64)).astype(_F16), "h>h")
 
 
 def _to_word(low: int, high: int) -> Operation:

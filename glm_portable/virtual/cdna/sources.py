@@ -44,7 +44,7 @@ def source(
     if letter in "wjhp":
         read = _sixteen(operand, letter, transform, half)
     else:
-        read = _wide(operand) if wide else _with_sign(raw(operand), operand, 31, transform)
+        read = _wide(operand, letter) if wide else _with_sign(raw(operand), operand, 31, transform)
     view = _VIEWS.get(letter)
     return read if view is None else lambda wave: view(read(wave))
 
@@ -103,8 +103,10 @@ def _with_sign(
     return run
 
 
-def _wide(operand: Operand) -> Reader:
+def _wide(operand: Operand, letter: str) -> Reader:
     if not operand.is_register:
+        if letter == "I" and operand.kind == "integer" and operand.bits(64) >> 31 == 1:
+            raise UnsupportedInstruction(f"{operand.text} as a signed operand of 64 bits")
         constant = np.full(LANES, operand.bits(64), np.uint64)
         return lambda wave: constant
     low, high = raw(operand), raw(operand, 1)

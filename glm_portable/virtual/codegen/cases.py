@@ -7,6 +7,7 @@ that only records. So a case compiles what a server would, with its block sizes 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,9 +25,9 @@ from glm_portable.kernels import (
 )
 from glm_portable.kernels.target import Target
 from glm_portable.ops import KVCache, Step
-from glm_portable.virtual.codegen import ceilings, products
+from glm_portable.virtual.codegen import ceilings, coverage, products
 from glm_portable.virtual.codegen.expectation import Expectation
-from glm_portable.virtual.codegen.peers import ATTENTION, Peer
+from glm_portable.virtual.codegen.peers import ATTENTION, Peer, beside
 from glm_portable.virtual.codegen.recording import Recorded, Recorder
 
 POCKET = Path(__file__).parents[2] / "pocket"
@@ -37,15 +38,25 @@ HIDDEN, HEADS, GROUPS, SIZE, ROTARY, EXPERTS, WIDTH, CHOSEN = 5120, 12, 1, 128, 
 TOKENS = 256
 
 
+Group = Literal["beside peers", "own tiles", "attention", "rows", "all shapes"]
+
+
 @dataclass(frozen=True)
 class Case:
-    """One kernel in one configuration on one chip. peer: whose row stands beside it."""
+    """One kernel in one configuration on one chip.
+
+    group: the table it stands in. kind: what a quick run has one case of, beside the kernel's
+    name. peers: the rows that stand beside it, at the same tile for the same types; it is judged
+    by the best of them.
+    """
 
     configuration: str
     target: str
     launch: Recorded
     expectation: Expectation
-    peer: Peer | None = None
+    group: Group
+    kind: str = ""
+    peers: tuple[Peer, ...] = ()
 
     @property
     def kernel(self) -> str:
@@ -53,22 +64,44 @@ class Case:
 
 
 def cases(arch: str) -> Iterator[Case]:
-    """All cases of one chip."""
+    """The cases of one chip that stand in the tables one by one."""
     target = Target(arch)
-    for product in (*products.beside_peers(target), *products.own(target)):
-        tile = product.tile
-        sizes = "x".join(str(n) for n in (tile.block_m, tile.block_n, tile.block_k))
-        yield Case(
-            f"{product.configuration}, {product.quantisation}, {sizes}",
-            arch,
-            product.launch,
-            ceilings.of_product(target, product),
-            product.peer,
-        )
+    yield from (_of_product(target, p, "beside peers") for p in products.beside_peers(target))
+    yield from (_of_product(target, p, "own tiles") for p in products.own(target))
     yield from _attention(target)
     for configuration, launches in _others(target):
         for launch in launches:
-            yield Case(configuration, arch, launch, ceilings.of_rows(target, launch.name))
+            yield Case(configuration, arch, launch, ceilings.of_rows(target, launch.name), "rows")
+
+
+def everything(arch: str) -> Iterator[Case]:
+    """These, and each kernel that the products of both models on all ranks come down to."""
+    yield from cases(arch)
+    target = Target(arch)
+    yield from (_of_product(target, p, "all shapes") for p in coverage.distinct(target))
+
+
+def quick(arch: str) -> Iterator[Case]:
+    """One case of each kernel, quantisation or type of pages, and height of a tile."""
+    seen = set()
+    for case in cases(arch):
+        if (case.kernel, case.kind) not in seen:
+            seen.add((case.kernel, case.kind))
+            yield case
+
+
+def _of_product(target: Target, product: products.Product, group: Group) -> Case:
+    tile, quantisation = product.tile, product.quantisation
+    size = (tile.block_m, tile.block_n, tile.block_k)
+    return Case(
+        f"{product.configuration}, {quantisation}, {'x'.join(map(str, size))}",
+        target.arch,
+        product.launch,
+        ceilings.of_product(target, product),
+        group,
+        f"{quantisation}, {tile.block_m} rows",
+        beside(target.arch, quantisation, size),
+    )
 
 
 PHASES = {
@@ -93,12 +126,10 @@ def _attention(target: Target) -> Iterator[Case]:
                     target.arch,
                     launch,
                     ceilings.of_attention(target, phase, pages, slots, launch.name),
-                    next((p for p in peers if _is_beside(p, target, pages, slots)), None),
+                    "attention",
+                    f"{phase}, {pages}",
+                    tuple(p for p in peers if (p.target, p.quantisation) == (target.arch, pages)),
                 )
-
-
-def _is_beside(peer: Peer, target: Target, pages: str, slots: int) -> bool:
-    return (peer.target, peer.quantisation, 64) == (target.arch, pages, slots)
 
 
 def _attend(
@@ -130,9 +161,12 @@ def _others(target: Target) -> Iterator[tuple[str, list[Recorded]]]:
     starts: dict[str, Callable[[Recorder], object]] = {
         "hidden 5120": lambda r: norm.rms_norm(r, x, w, 1e-5),
         "hidden 5120 + residual": lambda r: norm.rms_norm(r, x, w, 1e-5, x),
-        "hidden 5120 to FP8": lambda r: norm.rms_norm_quantize(r, target, x, w, 1e-5, x),
+        "hidden 5120 + residual, and in FP8": lambda r: norm.rms_norm_quantize(
+            r, target, x, w, 1e-5, x
+        ),
         "row 5120 to FP8": lambda r: quantize.quantize(r, target, x),
         "width 192": lambda r: silu.silu_mul(r, hidden),
+        "width 192, and in FP8": lambda r: silu.silu_mul_both(r, target, hidden),
         "width 192 to FP8": lambda r: silu.silu_mul_quantize(r, target, hidden),
         "12 + 1 heads of 128, bf16 pages": lambda r: rope.rope_store(
             r, q, k, k, cos, cos, KVCache(pages, pages), slots
@@ -145,7 +179,7 @@ def _others(target: Target) -> Iterator[tuple[str, list[Recorded]]]:
         ),
         "160 experts": lambda r: route.route(r, x, gate, bias, _config()),
         "160 experts, tiles of 64": lambda r: align.align(r, experts, EXPERTS, 64),
-        "8 rows of 5120": lambda r: grouped_gemm.combine(r, rows, CHOSEN),
+        "8 rows of 5120": lambda r: grouped_gemm.combine(r, rows, experts, EXPERTS),
     }
     for configuration, start in starts.items():
         recorder = Recorder()

@@ -83,3 +83,8 @@ class Metrics:
     async_copies: int
     code_bytes: int
     instructions: str
+
+    @property
+    def instruction_count(self) -> int:
+        """Instructions of a kernel for NVIDIA, which all have 16 bytes (AMD's have 4 to 16)."""
+        return self.code_bytes // 16

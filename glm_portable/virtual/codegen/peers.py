@@ -106,6 +106,13 @@ PRODUCTS = (
 """Where AITER has one scale a tensor, its row stands beside ours with one a channel: both multiply
 by scales after the loop."""
 
+
+def beside(target: str, quantisation: Quantisation, tile: tuple[int, int, int]) -> tuple[Peer, ...]:
+    """The peers' products of the same types at the same tile on the same chip."""
+    wanted = (target, quantisation, tile)
+    return tuple(p for p in PRODUCTS if (p.target, p.quantisation, p.tile) == wanted)
+
+
 ATTENTION: Mapping[str, tuple[Peer, ...]] = {
     "decode": (
         Peer("AITER", "unified 3d", "gfx942", "bf16", (16, 64, 128), 4, 170, 0, 16_384, 2, None,

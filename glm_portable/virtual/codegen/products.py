@@ -7,7 +7,7 @@ from itertools import product
 import torch
 
 from glm_portable.kernels.align import Alignment, most_tiles
-from glm_portable.kernels.grouped_gemm import Matrices, grouped_gemm
+from glm_portable.kernels.grouped_gemm import Matrices, gemm, grouped_gemm
 from glm_portable.kernels.target import Target
 from glm_portable.kernels.tiles import Tile, default
 from glm_portable.virtual.codegen.peers import PRODUCTS, Peer, Quantisation
@@ -19,14 +19,18 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Shape:
-    """The expert weights of one rank: `experts` matrices (n, k). routed: the second product,
-    whose rows are multiplied by routing weights; the first reads each token's row 8 times."""
+    """The weights of one rank: `experts` matrices (n, k), or with one expert a linear layer.
+
+    routed: the second product of experts, whose rows are multiplied by routing weights; the first
+    reads each token's row 8 times. bias: what the linear layer adds (qkv of GLM-4.5).
+    """
 
     model: str
     experts: int
     n: int
     k: int
     routed: bool = False
+    bias: bool = False
 
 
 GATE_UP = Shape("GLM-4.5 TP8 gate_up", 160, 384, 5120)
@@ -99,7 +103,9 @@ def _tile_of(peer: Peer, target: Target) -> Tile:
         options["matrix_instr_nonkdim"] = int(peer.matrix[0].split("x")[0])
     else:
         # Stages as far as the shared memory says: a stage holds one step of A and of B.
-        options["num_stages"] = 1 + (peer.shared or 0) // (sum(peer.tile[:2]) * peer.tile[2])
+        # The pipeline before mma (tiles of fewer than 64 rows) keeps one of them in registers.
+        stages = (peer.shared or 0) // (sum(peer.tile[:2]) * peer.tile[2])
+        options["num_stages"] = stages + (peer.tile[0] < 64)
     return Tile(*peer.tile, group_m=1, options=options)
 
 
@@ -112,13 +118,18 @@ def record(
     quantised = quantisation in ("channel", "block")
     read = rows if shape.routed else tokens
     a = torch.empty(read, shape.k, dtype=codes if quantised else torch.bfloat16, device=META)
-    tiles = most_tiles(rows, shape.experts, tile.block_m)
+    a_scale, b = _float32(read, 1) if quantised else None, _matrices(shape, quantisation, codes)
     recorder = Recorder()
+    if shape.experts == 1:
+        bias = torch.empty(shape.n, dtype=torch.bfloat16, device=META) if shape.bias else None
+        gemm(recorder, a, a_scale, b, tile, torch.bfloat16, bias)
+        return recorder.launches[0]
+    tiles = most_tiles(rows, shape.experts, tile.block_m)
     grouped_gemm(
         recorder,
         a,
-        _float32(read, 1) if quantised else None,
-        _matrices(shape, quantisation, codes),
+        a_scale,
+        b,
         Alignment(_int32(tiles * tile.block_m), _int32(tiles), tile.block_m),
         tile,
         torch.bfloat16,

@@ -261,6 +261,12 @@ def test_move_64() -> None:
     assert run_wide("v_mov_b64_e32 v[0:1], 1.0", {})[0] == [0x3FF0000000000000] * 64
 
 
+def test_a_wide_signed_literal_is_refused() -> None:
+    """Whether 0x80000000 is extended by its sign is not settled."""
+    refused("v_cmp_lt_i64_e32 vcc, 0x80000000, v[2:3]", "0x80000000 as a signed operand")
+    assert run_wide("v_ashrrev_i64 v[0:1], 1, -2", {})[0] == [M64] * 64
+
+
 COMPARE: dict[str, Callable[[int, int], bool]] = {
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,

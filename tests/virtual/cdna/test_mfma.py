@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -127,8 +128,8 @@ def fill(wave: Wave, shape: Shape, first: int, codes: list[list[int]]) -> None:
     """codes: M rows (columns of B) of K."""
     words = np.zeros((shape.packed, 64), np.uint32)
     per_word = 32 // shape.bits
-    for row in range(shape.m):
-        for k in range(shape.k):
+    for row, k in product(range(shape.m), range(shape.k)):
+        if codes[row][k]:
             lane, index = shape.place(row, k)
             shift = shape.bits * (index % per_word)
             words[index // per_word, lane] |= np.uint32(codes[row][k] << shift)
@@ -243,6 +244,10 @@ def test_operands_and_results_in_accumulators() -> None:
     assert vector(wave, 256 + 11) == [F32.round(Fraction(16))] * 64
     step(wave, "v_accvgpr_read_b32 v7, a10")
     assert vector(wave, 7) == [F32.round(Fraction(16))] * 64
+    set_vector(wave, 7, [3 * i for i in range(64)])
+    step(wave, "v_accvgpr_write_b32 a20, v7")
+    step(wave, "v_accvgpr_mov_b32 a21, a20")
+    assert vector(wave, 256 + 21) == [3 * i for i in range(64)]
 
 
 def test_integer_sums_wrap() -> None:

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from triton.runtime.jit import JITFunction
 
 import glm_portable.virtual.codegen.__main__ as command
+from glm_portable.errors import UsageError
 from glm_portable.virtual.codegen import CHIPS, Expectation, inspect, measure, report
-from glm_portable.virtual.codegen.cases import cases
-from glm_portable.virtual.codegen.measure import Result, findings
+from glm_portable.virtual.codegen.cases import cases, everything, quick
+from glm_portable.virtual.codegen.measure import Result, better_peers, findings
 from glm_portable.virtual.codegen.peers import ATTENTION, PRODUCTS
 from glm_portable.virtual.codegen.remarks import REMARKS
 from tests.virtual.codegen.small_kernels import matmul, matmul_args
@@ -41,10 +42,25 @@ def test_every_kernel_has_a_case_on_every_chip(target: str) -> None:
 
 def test_every_peer_stands_beside_a_case_and_every_remark_has_one() -> None:
     listed = [case for target in CHIPS for case in cases(target)]
-    beside = [case.peer for case in listed if case.peer]
-    peers = [*PRODUCTS, *(peer for rows in ATTENTION.values() for peer in rows)]
-    assert sorted(map(repr, beside)) == sorted(map(repr, peers))
+    beside = {peer for case in listed for peer in case.peers}
+    assert beside == {*PRODUCTS, *(peer for rows in ATTENTION.values() for peer in rows)}
     assert set(REMARKS) <= {(case.target, case.configuration) for case in listed}
+
+
+def test_a_row_is_judged_by_all_peers_at_its_tile() -> None:
+    """vLLM and AITER both have 128 x 128 x 128 with block scales on gfx942: two bars for each."""
+    row = next(c for c in cases("gfx942") if "as vLLM E128 N384 M1024" in c.configuration)
+    assert {p.engine for p in row.peers} == {"vLLM", "AITER"}
+    own = next(c for c in cases("gfx942") if c.group == "own tiles" and c.kind == "bf16, 16 rows")
+    assert [p.configuration for p in own.peers] == ["E160 N192 M16"]
+
+
+@pytest.mark.parametrize("target", CHIPS)
+def test_a_quick_run_has_every_kernel_and_kind(target: str) -> None:
+    everyone, few = list(everything(target)), list(quick(target))
+    kinds = {(c.kernel, c.kind) for c in everyone if c.group != "all shapes"}
+    assert [(c.kernel, c.kind) for c in few] == list(dict.fromkeys((c.kernel, c.kind) for c in few))
+    assert {(c.kernel, c.kind) for c in few} == kinds and len(few) < len(everyone) / 4
 
 
 def test_uneven_widths_and_all_quantisations_are_among_the_cases() -> None:
@@ -59,12 +75,13 @@ def test_uneven_widths_and_all_quantisations_are_among_the_cases() -> None:
 
 
 def test_the_command_prints_a_table() -> None:
-    arguments = ["--target", "gfx942", "--kernel", "merge", "--processes", "1"]
+    arguments = ["--target", "gfx942", "--kernel", "merge", "--processes", "1", "--quick"]
     done = CliRunner().invoke(command.main, [*arguments, "--markdown"])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "### gfx942" and lines[3].startswith("| --- ")
-    row = [cell.strip() for cell in lines[4].strip("|").split("|")]
+    assert "- Rows above the best peer: 0 of 0." in lines
+    table = lines.index("### gfx942: attention")
+    row = [cell.strip() for cell in lines[table + 4].strip("|").split("|")]
     assert row[0] == "merge" and len(row) == len(report.HEADINGS["hip"])
     assert "1 kernels compiled, 0 findings" in done.stderr
     plain = CliRunner().invoke(command.main, arguments)
@@ -79,29 +96,49 @@ def test_the_command_fails_on_a_finding(monkeypatch: pytest.MonkeyPatch) -> None
     assert done.exit_code == 1 and "finding: merge is odd." in done.stderr
 
 
-def test_wrong_input_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_input_to_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    document = tmp_path / "kernels.md"
+    document.write_text("no place for tables")
     for arguments, text in (
         (["--target", "gfx90a"], "no chip is called 'gfx90a'"),
         (["--kernel", "nothing", "--target", "gfx942"], "no kernel's name contains 'nothing'"),
+        (["--into", str(document), "--quick"], "--into takes the tables of a whole run"),
     ):
         done = CliRunner().invoke(command.main, arguments)
         assert done.exit_code == 2 and text in done.output
+    with pytest.raises(UsageError, match="no lines"):
+        report.spliced(document.read_text(), "")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     done = CliRunner().invoke(command.main, [])
     assert done.exit_code == 2 and "unset it" in done.output
 
 
-def test_a_row_above_its_peer_needs_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = next(case for case in cases("gfx942") if case.peer)
-    assert case.peer and case.peer.valu
+def test_a_row_above_a_peer_needs_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in cases("gfx942") if case.peers)
     metrics = inspect(matmul, matmul_args(torch.bfloat16, (64, 64, 64)), "gfx942")
-    good = replace(case, expectation=Expectation(dialects=frozenset({"bf16"}), dword_loads=None))
-    worse = replace(good, peer=replace(case.peer, valu=0))
+    peer = replace(case.peers[0], valu=1000)
+    expected = Expectation(dialects=frozenset({"bf16"}), dword_loads=None)
+    good = replace(case, expectation=expected, peers=(peer,))
+    worse = replace(good, peers=(peer, replace(peer, valu=0)))
     assert findings(good, metrics) == []
-    assert len(found := findings(worse, metrics)) == 1 and "cycles of VALU" in found[0]
-    monkeypatch.setitem(REMARKS, (worse.target, worse.configuration), "Because.")
+    assert len(found := findings(worse, metrics)) == 1 and "asks for more than vLLM" in found[0]
+    assert "Rows above the best peer: 1 of 2." in report.summary(
+        [Result(good, metrics, []), Result(worse, metrics, found)]
+    )
+    monkeypatch.setitem(measure.REMARKS, (worse.target, worse.configuration), "Because.")
     assert findings(worse, metrics) == []
     assert report.remarks([Result(worse, metrics, [])])[0].endswith(": Because.")
+
+
+def test_a_smaller_matrix_instruction_is_no_excuse() -> None:
+    """More VALU for each instruction, fewer for each of its cycles: still above the peer."""
+    metrics = inspect(matmul, matmul_args(torch.bfloat16, (64, 64, 64)), "gfx942")
+    case = next(case for case in cases("gfx942") if case.peers)
+    (name, count), valu = next(iter(metrics.loop.matrix.items())), metrics.loop.valu
+    assert name == "32x32x8_bf16"
+    half = replace(case.peers[0], matrix=("16x16x16_bf16", 2 * count), valu=valu)
+    assert half.pressure == metrics.loop.pressure
+    assert better_peers(replace(case, peers=(half,)), metrics) == [half]
 
 
 def test_a_kernel_that_does_not_compile_is_a_finding_and_a_row() -> None:

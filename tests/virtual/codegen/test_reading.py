@@ -116,6 +116,21 @@ def test_the_hot_loop_of_nvidia_machine_code() -> None:
     assert (loop.valu, loop.barriers) == (1, 1)
 
 
+def test_code_behind_the_end_that_jumps_back_is_not_a_loop() -> None:
+    """The slow path of a barrier's wait: it lies behind EXIT and returns into the loop."""
+    lines = [".L_x_1:", "QGMMA.64x128x32.F32.E4M3.E4M3 R4, gdesc[UR4], R4", "@!P1 BRA `(.L_x_3)",
+             ".L_x_2:", "QGMMA.64x128x32.F32.E4M3.E4M3 R4, gdesc[UR4], R4",
+             "@P2 BRA `(.L_x_1)", "QGMMA.64x128x32.F32.E4M3.E4M3 R4, gdesc[UR4], R4",
+             "QGMMA.64x128x32.F32.E4M3.E4M3 R4, gdesc[UR4], R4", "@P0 EXIT", "EXIT", ".L_x_3:",
+             "SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR4], R5", "BRA `(.L_x_2)"]  # fmt: skip
+    text = "\n".join(
+        x if x[-1] == ":" else f"        /*{i:04x}*/  {x} ;" for i, x in enumerate(lines)
+    )
+    listing = nvidia.parse(text)
+    assert len(listing.instructions) == 10
+    assert hot_range(listing, nvidia.is_matrix) == range(4)
+
+
 @pytest.mark.parametrize("target, dtype", [("gfx942", FNUZ), ("gfx950", OCP), ("gfx942", BF16)])
 def test_matrix_work_in_the_loop_is_whole_tiles(target: str, dtype: torch.dtype) -> None:
     """Independent of any parser of loops: a step of K multiplies BLOCK_M x BLOCK_N x BLOCK_K."""
