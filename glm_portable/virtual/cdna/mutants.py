@@ -68,9 +68,9 @@ class Trial:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         compiled = subject.compiled
-        self._program, self._code = decode_text(compiled.text, compiled.arch)
+        self._program, self.code = decode_text(compiled.text, compiled.arch)
         self._busy: set[int] = set()
-        watched = tuple(self._watched(i, d) for i, d in enumerate(self._code))
+        watched = tuple(self._watched(i, d) for i, d in enumerate(self.code))
         self._expected, statistics = self._run(watched, 0, 100_000_000)
         self._counts, self._limit = statistics.counts, 4 * statistics.total + 1000
         self.total = statistics.total
@@ -90,7 +90,7 @@ class Trial:
             return Verdict(mutant, NEVER)
         if mutant.kind in ("wait", "barrier", "mfma", "mask") and mutant.index not in self._busy:
             return Verdict(mutant, IDLE)
-        code = (*self._code[: mutant.index], mutant.decoded, *self._code[mutant.index + 1 :])
+        code = (*self.code[: mutant.index], mutant.decoded, *self.code[mutant.index + 1 :])
         for seed in seeds:
             try:
                 results, _ = self._run(code, seed, self._limit)
@@ -131,7 +131,7 @@ class Trial:
 
     def _mutants(self, kind: Kind, chance: random.Random) -> Iterator[Mutant]:
         for index, instruction in enumerate(self._program.instructions):
-            decoded = self._code[index]
+            decoded = self.code[index]
             where = f"line {instruction.line}: {instruction.text}"
             if kind == "register":
                 if changed := self._other_register(instruction, decoded, chance):
