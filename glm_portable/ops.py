@@ -313,4 +313,7 @@ def detect() -> str:
         found = "rocm" if torch.version.hip else "cuda"
         if found in names():
             return found
+    npu = getattr(torch, "npu", None)  # torch imports torch_npu where it is installed
+    if npu is not None and npu.is_available():
+        return "ascend"
     return "cpu"

@@ -18,9 +18,12 @@ HEADS = 8
 
 @triton.jit
 def _stored(x, scale, TOP: tl.constexpr, DTYPE: tl.constexpr):
-    """Numbers in float32 as the cache holds them: with TOP above 0 as FP8 of x / scale."""
+    """Numbers in float32 as the cache holds them: with TOP above 0 as FP8 of x / scale.
+
+    A NaN stays one: a cache that hid it would answer as if nothing were wrong.
+    """
     if TOP > 0:
-        x = tl.clamp(tl.div_rn(x, scale), -TOP, TOP)
+        x = tl.clamp(tl.div_rn(x, scale), -TOP, TOP, propagate_nan=tl.PropagateNan.ALL)
     return x.to(DTYPE)
 
 

@@ -5,8 +5,7 @@
 | linear | aclnn matmul; W8A8: npu_dynamic_quant, npu_quant_matmul (weight in FRACTAL_NZ) |
 | rms_norm | npu_rms_norm, npu_add_rms_norm |
 | silu_mul | npu_swiglu |
-| rope | npu_rms_norm a head, npu_mrope |
-| store | npu_scatter_pa_kv_cache, cache_mode Norm |
+| rope_store | npu_rms_norm a head, npu_mrope, npu_scatter_pa_kv_cache with cache_mode Norm |
 | attend | npu_fused_infer_attention_score, TND, paged, sparse_mode 3 |
 | route | float32 gate product, npu_moe_gating_top_k |
 | experts | npu_moe_init_routing_v2, npu_grouped_matmul, npu_swiglu, npu_moe_token_unpermute |
@@ -40,7 +39,7 @@ class AscendOps:
     name = "ascend"
     formats = frozenset({"bf16", "w8a8", "int8"})
     page_size = 128
-    """What the attention operator recommends; other multiples of 16 are legal."""
+    """What the attention operator recommends; it takes other multiples of 16 up to 1024."""
 
     def __init__(self, chip: Chip, npu: Any, device: torch.device) -> None:
         self.chip, self.npu, self.device = chip, npu, device
@@ -73,24 +72,25 @@ class AscendOps:
         y: Tensor = self.npu.npu_swiglu(x_T2F)
         return y
 
-    def rope(
+    def rope_store(
         self,
         q_THC: Tensor,
         k_TGC: Tensor,
+        v_TGC: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
+        cache: KVCache,
+        step: Step,
         q_norm_C: Tensor | None = None,
         k_norm_C: Tensor | None = None,
         eps: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Norm each head, then rotate its first part."""
+    ) -> Tensor:
+        """Norm each head, rotate its first part, write into the pages, which have its type."""
         q = attention.head_norm(self.npu, q_THC, q_norm_C, eps)
         k = attention.head_norm(self.npu, k_TGC, k_norm_C, eps)
-        return attention.rotate(self.npu, q, k, cos_TC, sin_TC)
-
-    def store(self, k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
-        """Into the pages, which have the model's type."""
-        attention.store(self.npu, k_TGC, v_TGC, cache, step)
+        q, k = attention.rotate(self.npu, q, k, cos_TC, sin_TC)
+        attention.store(self.npu, k, v_TGC, cache, step)
+        return q
 
     def attend(self, q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
         """Causal grouped-query attention over the pages."""

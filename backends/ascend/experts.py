@@ -22,25 +22,36 @@ def experts(
     weights_TK: Tensor,
     experts_TK: Tensor,
 ) -> Tensor:
-    """(T, D); the sum over K with float32 weights."""
+    """(T, D); the sum over K with float32 weights.
+
+    Choices of other ranks' experts are sorted behind all others, as if there were one more expert.
+    No group owns their rows, so the products leave them undefined and they are set to 0. (The
+    operator's own way, row -1, would need an index that the last operator does not allow.)
+    """
+    tokens, k = experts_TK.shape
+    if tokens == 0:
+        return torch.empty_like(x_TD)
     gate_up, down = packed_of(gate_up_E2FD), packed_of(down_EDF)
     count = gate_up.parts[0].shape[0]
-    rows, row_idx, counts, scales = npu.npu_moe_init_routing_v2(
+    foreign = (experts_TK < 0) | (experts_TK >= count)
+    rows, row_idx, all_counts, scales = npu.npu_moe_init_routing_v2(
         x_TD.contiguous(),
-        experts_TK.contiguous(),
-        active_num=experts_TK.numel(),
-        expert_num=count,
+        experts_TK.masked_fill(foreign, count),
+        active_num=tokens * k,
+        expert_num=count + 1,
         expert_tokens_num_type=COUNTS,
         expert_tokens_num_flag=True,
-        active_expert_range=[0, count],
+        active_expert_range=[0, count + 1],
         quant_mode=PLAIN if gate_up.scale is None else DYNAMIC,
     )
+    counts = all_counts[:count]
     if gate_up.scale is None:
-        hidden = npu.npu_swiglu(grouped(npu, rows, gate_up, counts))
-        parts = _down(npu, hidden, None, down, counts)
+        hidden, hidden_scales = npu.npu_swiglu(grouped(npu, rows, gate_up, counts)), None
     else:
         hidden, hidden_scales = _gate_int8(npu, rows, scales, gate_up, down, counts)
-        parts = _down(npu, hidden, hidden_scales, down, counts)
+    parts = _down(npu, hidden, hidden_scales, down, counts)
+    ours = torch.arange(tokens * k, device=parts.device) < counts.sum()
+    parts = parts.masked_fill(~ours.unsqueeze(1), 0)
     y: Tensor = npu.npu_moe_token_unpermute(parts, row_idx, probs=weights_TK.to(torch.float32))
     return y
 

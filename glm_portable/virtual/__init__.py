@@ -5,8 +5,11 @@ from glm_portable.errors import UsageError
 from glm_portable.ops import Ops
 from glm_portable.virtual.compiler import settle
 
-CHIPS = {"gfx942": "rocm", "gfx950": "rocm"}
+GPUS = {"gfx942": "rocm", "gfx950": "rocm"}
 """Chips whose machine code can be executed here, and the backend that is for them."""
+NPUS = {"Ascend910B1": "ascend", "Ascend910_9391": "ascend", "Ascend950PR_9599": "ascend"}
+"""Chips whose operators can be simulated behind torch_npu."""
+CHIPS = GPUS | NPUS
 
 BANNER = """\
 {chip} IS SIMULATED, no GPU takes part. Every Triton kernel is compiled for it, and its machine
@@ -16,6 +19,14 @@ smallest there is, takes seconds.
   does not prove  speed, driver and launch, graph capture, the vendor's own libraries
   not simulated   the dense products (attention projections, dense and shared MLPs, head) and
                   embedding, additions and rotation angles are torch's on the CPU"""
+NPU_BANNER = """\
+{chip} IS SIMULATED, no NPU takes part. The real torch_npu is loaded on stand-in libraries; its
+operators are computed on the CPU from their documents, each call checked against torch_npu's own
+shape inference and the documented limits.
+  proves          names, types, shapes, layouts and limits of every operator call, the mathematics
+  does not prove  rounding on the device, speed, graph capture, HCCL, memory
+  not simulated   plain dense products, embedding, additions and rotation angles are torch's on
+                  the CPU"""
 
 
 def connect(backend: str, chip: str) -> Ops:
@@ -31,6 +42,10 @@ def connect(backend: str, chip: str) -> Ops:
             f"backend {backend!r} has no simulated {chip}; use --backend {CHIPS[chip]}, or leave "
             "--virtual out."
         )
+    if chip in NPUS:
+        from glm_portable.virtual import npu
+
+        return npu.connect(chip)
     settle()
     module = ops.module_of(CHIPS[chip])  # says so if triton is missing
     from glm_portable.virtual.cdna import launch_on
@@ -41,4 +56,4 @@ def connect(backend: str, chip: str) -> Ops:
 
 def banner(chip: str) -> str:
     """What a person must know before reading anything that a simulated chip computed."""
-    return BANNER.format(chip=chip)
+    return (NPU_BANNER if chip in NPUS else BANNER).format(chip=chip)

@@ -320,6 +320,8 @@ def test_refusals() -> None:
     refused("v_cvt_scalef32_pk_fp8_f32 v0, v1, v2, v3", "not on gfx942")
     refused("v_cvt_scalef32_pk_f32_fp4 v[0:1], v2, v3", "not implemented", "gfx950")
     refused("v_cvt_sr_fp8_f32 v0, v1, v2", "not implemented", "gfx950")
+    for name in ("v_cvt_pk_fp8", "v_cvt_pk_f32_fp8_f32", "v_cvt_f32_fp8_f32"):
+        refused(f"{name} v0, v1, v2", f"{name} is not implemented")
     refused("v_cvt_pk_fp8_f32 v[0:1], v1, v2", "destination")
     refused("v_cvt_pk_fp8_f32 v0, v1, v2 op_sel:[1,0,0]", "op_sel of a source")
     refused("v_cvt_pk_f32_fp8 v0, v1", "destination")
