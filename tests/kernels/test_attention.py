@@ -21,9 +21,10 @@ def layout(sequences: Sequences, slots: int) -> tuple[list[tuple[int, int, list[
     """Sequences over pages dealt out in a shuffled order, and how many pages there are."""
     counts = [-(-(cached + new) // slots) for cached, new in sequences]
     order = torch.randperm(sum(counts) + 3, generator=torch.Generator().manual_seed(1)).tolist()
-    rows = [[order.pop() for _ in range(n)] for n in counts]
+    # Page 0 is nobody's: a kernel reads it in place of pages beyond a sequence's end.
+    rows = [[1 + order.pop() for _ in range(n)] for n in counts]
     listed = [(c, n, pages) for (c, n), pages in zip(sequences, rows, strict=True)]
-    return listed, sum(counts) + 3
+    return listed, sum(counts) + 4
 
 
 def stale(step: Step, pages: Tensor, slots: int) -> Tensor:
