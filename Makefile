@@ -12,7 +12,7 @@ INTERPRET := TRITON_INTERPRET=1 $(BIN)/pytest -q
 KERNELS := $(BIN)/pytest -q tests/kernels
 
 .PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 \
-	test-codegen check 	verify-gpu verify-everywhere
+	test-codegen check verify-gpu verify-codegen verify-everywhere
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
