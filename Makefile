@@ -13,7 +13,7 @@ INTERPRET := TRITON_INTERPRET=1 $(BIN)/pytest -q
 KERNELS := $(BIN)/pytest -q tests/kernels
 
 .PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 \
-	test-codegen verify-codegen check verify-gpu
+	test-codegen verify-codegen verify-models verify-simulator check verify-gpu
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
@@ -38,7 +38,8 @@ test-codegen verify-codegen: .venv/kernels
 ifdef MACHINE
 verify-gpu: verify-on-$(MACHINE)
 else
-verify-gpu: verify-on-interpreter verify-on-gfx942 verify-on-gfx950 verify-codegen
+verify-gpu: verify-on-interpreter verify-on-gfx942 verify-on-gfx950 verify-codegen \
+	verify-models verify-simulator
 endif
 
 verify-on-interpreter: .venv/kernels

@@ -77,7 +77,8 @@ def products(target: Target) -> Iterator[Product]:
         if _is_launched(shape, quantisation):
             chosen = CHOSEN if shape.experts > 1 else 1
             codes = torch.bfloat16 if quantisation == "bf16" else target.fp8
-            tile = choose(target, shape.experts, shape.n, shape.k, codes, tokens, chosen)
+            w8a16 = quantisation == "w8a16"
+            tile = choose(target, shape.experts, shape.n, shape.k, codes, tokens, chosen, w8a16)
             yield Product(
                 f"{shape.model}, {tokens} tokens",
                 quantisation,

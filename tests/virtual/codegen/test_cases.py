@@ -125,7 +125,8 @@ def test_a_row_above_a_peer_needs_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
     assert "Rows above the best peer: 1 of 2." in report.summary(
         [Result(good, metrics, []), Result(worse, metrics, found)]
     )
-    monkeypatch.setitem(measure.REMARKS, (worse.target, worse.configuration), "Because.")
+    for module in (measure, report):
+        monkeypatch.setattr(module, "REMARKS", {(worse.target, worse.configuration): "Because."})
     assert findings(worse, metrics) == []
     assert report.remarks([Result(worse, metrics, [])])[0].endswith(": Because.")
 

@@ -42,13 +42,14 @@ def test_unsound_tiles_are_named() -> None:
     at = Target("gfx942")
     good = next(p for p in products(at) if p.quantisation == "block")
     assert unsound(at, good) == []
-    for change, text in (
-        ({"block_m": 24}, "block_m is 24, not a power of two"),
-        ({"block_k": 16}, "block_k is 16, not a power of two of at least 32"),
-        ({"block_k": 256}, "a step of 256 crosses a block of 128 scales"),
-        ({"block_m": 512}, "bytes, and the chip has 65,536"),
+    tile = good.tile
+    for unfit, text in (
+        (replace(tile, block_m=24), "block_m is 24, not a power of two"),
+        (replace(tile, block_k=16), "block_k is 16, not a power of two of at least 32"),
+        (replace(tile, block_k=256), "a step of 256 crosses a block of 128 scales"),
+        (replace(tile, block_m=512), "bytes, and the chip has 65,536"),
     ):
-        found = unsound(at, replace(good, tile=replace(good.tile, **change)))
+        found = unsound(at, replace(good, tile=unfit))
         assert any(text in sentence for sentence in found), found
     arguments = {**good.launch.arguments, "EVEN_K": not good.launch.arguments["EVEN_K"]}
     odd = replace(good, launch=replace(good.launch, arguments=arguments))
