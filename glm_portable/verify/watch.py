@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm_portable.config import ModelConfig
-from glm_portable.kernels.launch import Argument, Grid, Launch
+from glm_portable.kernels.launch import observed
 from glm_portable.ops import Ops
 
 PRODUCTS = {"linear", "mm", "addmm", "bmm", "matmul", "_scaled_mm", "_grouped_mm"}
@@ -37,7 +37,7 @@ class Watched:
         self.products: Counter[str] = Counter()
         self.routings: list[Routing] = []
         if hasattr(self._ops, "launch"):
-            self._ops.launch = _counted(self._ops.launch, self.kernels)
+            self._ops.launch, self.kernels = observed(self._ops.launch)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
@@ -52,20 +52,6 @@ class Watched:
         weights, experts = self._ops.route(x_TD, gate_ED, bias_E, cfg)
         self.routings.append(Routing(x_TD.cpu(), experts.cpu()))
         return weights, experts
-
-
-def _counted(launch: Launch, seen: Counter[str]) -> Launch:
-    def start(
-        kernel: Any,
-        grid: Grid,
-        *arguments: Argument,
-        options: Mapping[str, int],
-        **constexprs: Any,
-    ) -> None:
-        launch(kernel, grid, *arguments, options=options, **constexprs)
-        seen[str(kernel.__name__).removesuffix("_kernel")] += 1
-
-    return start
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so
