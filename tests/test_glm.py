@@ -124,7 +124,7 @@ def test_bad_ids_are_refused(glm: GLM, ids: list[int], message: str) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"backend": "tpu"}, "backend 'tpu' is not one of auto, cpu"),
+        ({"backend": "tpu"}, "backend 'tpu' is not one of auto, ascend, cpu"),
         ({"dtype": "float8"}, "dtype 'float8' is not one of auto, bfloat16"),
         ({"model": "/no/such/folder"}, "/no/such/folder"),
         ({"tool_call_parser": "hermes"}, "hermes"),
