@@ -1,7 +1,8 @@
 # make serve       set up and serve the embedded pocket model      (PORT=8123, ARGS="--max-num-seqs 4")
 # make test        set up and run the tests; the kernels in the interpreter and on simulated chips
-# make verify-gpu  every case of the kernel tests on every machine that is not here: an hour or two
-#                  (MACHINE=gpu for the one that is here, or interpreter, gfx942, gfx950)
+# make verify-gpu  every case of the kernel tests in the interpreter and on both simulated chips, and
+#                  the code of every kernel; MACHINE=gfx942, gfx950 or interpreter for one of them,
+#                  MACHINE=gpu PYTHON=... for the GPU that is here, with that Python's torch
 # make check       set up and run ruff format, ruff and mypy
 PYTHON ?= python3
 PORT ?= 8000
@@ -12,7 +13,7 @@ INTERPRET := TRITON_INTERPRET=1 $(BIN)/pytest -q
 KERNELS := $(BIN)/pytest -q tests/kernels
 
 .PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 \
-	test-codegen check 	verify-gpu verify-everywhere
+	test-codegen verify-codegen check verify-gpu
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
@@ -34,14 +35,20 @@ test-gfx942 test-gfx950: test-%: .venv/kernels
 test-codegen verify-codegen: .venv/kernels
 	$(BIN)/python -m glm_portable.virtual.codegen $(if $(filter test-%,$@),--quick)
 
-verify-gpu: $(if $(MACHINE),verify-$(MACHINE),verify-everywhere)
+ifdef MACHINE
+verify-gpu: verify-on-$(MACHINE)
+else
+verify-gpu: verify-on-interpreter verify-on-gfx942 verify-on-gfx950 verify-codegen
+endif
 
-verify-everywhere: verify-interpreter verify-gfx942 verify-gfx950 verify-codegen
-
-verify-interpreter: .venv/kernels
+verify-on-interpreter: .venv/kernels
 	$(INTERPRET) tests/interpreter tests/kernels --full
 
-verify-%: .venv/kernels
+# The torch in .venv may be built for no GPU, or for another.
+verify-on-gpu:
+	$(PYTHON) -m pytest -q tests/kernels --machine gpu --full
+
+verify-on-%: .venv/kernels
 	$(KERNELS) --machine $* --full
 
 check: .venv/installed

@@ -45,6 +45,24 @@ class Packed:
     activations: torch.dtype | None
 
 
+class Coded(Tensor):
+    """A tensor in the model's type that brings its FP8 codes along, one scale a token.
+
+    Like `torch.nn.Parameter` it is a plain tensor to every operation, and what an operation returns
+    is one too: no codes outlive the numbers they stand for. Nobody writes into it.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch does
+
+    @classmethod
+    def of(cls, x: Tensor, codes: Tensor, scale: Tensor) -> "Coded":
+        coded = x.as_subclass(cls)
+        coded.codes, coded.scale = codes, scale
+        return coded
+
+
 class GpuOps:
     """`ops.Ops` on one kind of GPU.
 
@@ -96,14 +114,30 @@ class GpuOps:
         return gemm(self.launch, x, x_scale, b, tile, w.dtype, bias_N)
 
     def rms_norm(
-        self, x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        w_D: Tensor,
+        eps: float,
+        residual_TD: Tensor | None = None,
+        feeds: Weight | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(the RMS norm of x + residual, x + residual)."""
-        return norm.rms_norm(self.launch, x_TD, w_D, eps, residual_TD)
+        """(the RMS norm of x + residual, x + residual), the norm with its codes if `feeds` is FP8.
 
-    def silu_mul(self, x_T2F: Tensor) -> Tensor:
-        """silu(first half) * second half."""
-        return silu.silu_mul(self.launch, x_T2F)
+        In a layer with experts it saves 3 of 24 launches: one before q, k and v, and two where the
+        experts and the shared expert each quantised the same rows.
+        """
+        if not self._takes_codes(feeds):
+            return norm.rms_norm(self.launch, x_TD, w_D, eps, residual_TD)
+        normed, codes, scale, total = norm.rms_norm_quantize(
+            self.launch, self.target, x_TD, w_D, eps, residual_TD
+        )
+        return Coded.of(normed, codes, scale), total
+
+    def silu_mul(self, x_T2F: Tensor, feeds: Weight | None = None) -> Tensor:
+        """silu(first half) * second half, with its codes if `feeds` is FP8: one launch saved."""
+        if not self._takes_codes(feeds):
+            return silu.silu_mul(self.launch, x_T2F)
+        return Coded.of(*silu.silu_mul_both(self.launch, self.target, x_T2F))
 
     def rope_store(
         self,
@@ -199,12 +233,17 @@ class GpuOps:
         self.target.check(w.packed.matrices.data.dtype)
         return w.packed
 
+    def _takes_codes(self, w: Weight | None) -> bool:
+        return w is not None and self._unpack(w).activations == self.target.fp8
+
     def _activations(self, x_TR: Tensor, kind: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
         """(x as the product takes it, its scales): FP8 codes, or rounded to INT8's grid."""
         if kind is None:
             return x_TR, None
         if kind == torch.int8:
             return quantize_per_token(x_TR, kind), None
+        if isinstance(x_TR, Coded):
+            return x_TR.codes, x_TR.scale
         return quantize(self.launch, self.target, x_TR)
 
     def _gated(self, x_T2F: Tensor, kind: torch.dtype | None) -> tuple[Tensor, Tensor | None]:

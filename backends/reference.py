@@ -41,14 +41,18 @@ def quantize_per_token(x_TR: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rms_norm(
-    x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
+    x_TD: Tensor,
+    w_D: Tensor,
+    eps: float,
+    residual_TD: Tensor | None = None,
+    feeds: Weight | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x / sqrt(mean(x^2) + eps) * w, the mean in float32 (Zhang and Sennrich 2019)."""
     total = x_TD if residual_TD is None else x_TD + residual_TD
     return _rms(total, w_D, eps), total
 
 
-def silu_mul(x_T2F: Tensor) -> Tensor:
+def silu_mul(x_T2F: Tensor, feeds: Weight | None = None) -> Tensor:
     """SwiGLU's gate (Shazeer 2020)."""
     gate, up = x_T2F.chunk(2, dim=-1)
     return F.silu(gate) * up

@@ -206,6 +206,31 @@ def convert(model: str, output: Path, **options: Any) -> None:
     raise SystemExit(run_convert(model, output, **options))
 
 
+@main.command()
+@click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL")
+@option("--backend", default="auto", help="auto, cuda or rocm: the GPU to measure on.")
+@option("--tp", default="1,2,4,8", help="Ranks of tensor parallelism, separated by commas.")
+@option("--ep", default="8,16", help="Ranks of expert parallelism, separated by commas.")
+@option("--tokens", default="1,16,64,256,1024,4096", help="Tokens in a step.")
+@option("--dtype", default="bf16,fp8", help="bf16, fp8, w8a16, separated by commas.")
+@option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the tables. [default: where the kernels look for them]",
+)
+@option("--budget", type=float, help="Seconds, after which no further product is begun.")
+@option("--force", is_flag=True, help="Measure again what was measured with these versions.")
+@config_option
+def tune(model: str | None, **options: Any) -> None:
+    """Measure the expert products' tiles on this GPU and write the table they are chosen by.
+
+    Of MODEL only config.json is read; without it, the shapes of GLM-4.5 and Air are measured.
+    """
+    from glm_portable.tune.command import run_tune
+
+    run_tune(model, **options)
+
+
 LOAD_OPTIONS = (
     "backend",
     "virtual",

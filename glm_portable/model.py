@@ -99,7 +99,8 @@ class MLP:
         self.down = ops.pack(weights.weight([f"{prefix}.down_proj"], [d], width))
 
     def __call__(self, x_TD: Tensor) -> Tensor:
-        return self.ops.linear(self.ops.silu_mul(self.ops.linear(x_TD, self.gate_up)), self.down)
+        hidden = self.ops.silu_mul(self.ops.linear(x_TD, self.gate_up), self.down)
+        return self.ops.linear(hidden, self.down)
 
 
 class MoE:
@@ -141,8 +142,10 @@ class Layer:
         self.moe: MoE | None = None
         if index < config.first_k_dense_replace:
             self.mlp = MLP(config, ops, weights, f"{prefix}.mlp", config.intermediate_size)
+            self.feeds = self.mlp.gate_up
         else:
             self.moe = MoE(config, ops, weights, f"{prefix}.mlp", index)
+            self.feeds = self.moe.gate_up
 
     def __call__(
         self,
@@ -153,11 +156,13 @@ class Layer:
         step: Step,
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
-        normed, residual = self.ops.rms_norm(x_TD, self.input_norm, self.eps, residual_TD)
+        normed, residual = self.ops.rms_norm(
+            x_TD, self.input_norm, self.eps, residual_TD, self.attention.qkv
+        )
         if trace is not None:
             trace.residuals.append(residual)
         x_TD = self.attention(normed, rotary, cache, step)
-        normed, residual = self.ops.rms_norm(x_TD, self.post_norm, self.eps, residual)
+        normed, residual = self.ops.rms_norm(x_TD, self.post_norm, self.eps, residual, self.feeds)
         if self.moe is not None:
             return self.moe(normed, trace), residual
         assert self.mlp is not None

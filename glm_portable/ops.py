@@ -208,12 +208,21 @@ class Ops(Protocol):
         """x @ w.T + bias: (T, N). Quantises the activations itself where the weight asks for it."""
 
     def rms_norm(
-        self, x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        w_D: Tensor,
+        eps: float,
+        residual_TD: Tensor | None = None,
+        feeds: Weight | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(the RMS norm of x + residual, x + residual), both (T, D)."""
+        """(the RMS norm of x + residual, x + residual), both (T, D).
 
-    def silu_mul(self, x_T2F: Tensor) -> Tensor:
-        """silu(first half) * second half: (T, F)."""
+        feeds: a packed weight that multiplies the result next. It changes no number: a backend may
+        quantise for that product while it has the rows at hand.
+        """
+
+    def silu_mul(self, x_T2F: Tensor, feeds: Weight | None = None) -> Tensor:
+        """silu(first half) * second half: (T, F). feeds: as in `rms_norm`."""
 
     def rope_store(
         self,

@@ -16,10 +16,11 @@ from glm_portable.kernels.target import Target
 
 @triton.jit
 def rms_norm_kernel(
-    x_ptr, residual_ptr, w_ptr, out_ptr, sum_ptr, scale_ptr, x_stride, residual_stride, D, eps,
+    x_ptr, residual_ptr, w_ptr, out_ptr, sum_ptr, codes_ptr, scale_ptr,
+    x_stride, residual_stride, D, eps,
     HAS_RESIDUAL: tl.constexpr, TOP: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One row a program. TOP is 0 to write the model's type, else the top of the FP8 codes."""
+    """One row a program. With TOP above 0 it writes the FP8 codes up to TOP as well."""
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK_D)
     mask = offs < D
@@ -33,10 +34,11 @@ def rms_norm_kernel(
     w = tl.load(w_ptr + offs, mask=mask, other=0.0)
     unit = (x * size).to(w.dtype).to(tl.float32)
     normed = (unit * w.to(tl.float32)).to(w.dtype)
+    tl.store(out_ptr + row * D + offs, normed, mask=mask)
     if TOP > 0:
-        normed, scale = quantized(normed.to(tl.float32), TOP)
+        codes, scale = quantized(normed.to(tl.float32), TOP)
+        tl.store(codes_ptr + row * D + offs, codes.to(codes_ptr.dtype.element_ty), mask=mask)
         tl.store(scale_ptr + row, scale)
-    tl.store(out_ptr + row * D + offs, normed.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def rms_norm(
@@ -44,7 +46,7 @@ def rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """(the RMS norm of x + residual, x + residual), both (T, D) in x's type."""
     out = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
-    return out, _launch(launch, x_TD, w_D, eps, residual_TD, out, None, 0.0)
+    return out, _launch(launch, x_TD, w_D, eps, residual_TD, out, out, out, 0.0)
 
 
 def rms_norm_quantize(
@@ -54,12 +56,16 @@ def rms_norm_quantize(
     w_D: Tensor,
     eps: float,
     residual_TD: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(codes (T, D) in the chip's FP8, scale (T, 1), x + residual): `rms_norm` then `quantize`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(normed, its codes (T, D) in the chip's FP8, their scale (T, 1), x + residual).
+
+    To the bit what `rms_norm` and then `quantize` give, without reading the normed rows again.
+    """
+    out = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
     codes = torch.empty(x_TD.shape, dtype=target.fp8, device=x_TD.device)
     scale = torch.empty(len(x_TD), 1, dtype=torch.float32, device=x_TD.device)
-    total = _launch(launch, x_TD, w_D, eps, residual_TD, codes, scale, target.fp8_top)
-    return codes, scale, total
+    total = _launch(launch, x_TD, w_D, eps, residual_TD, out, codes, scale, target.fp8_top)
+    return out, codes, scale, total
 
 
 def _launch(
@@ -69,10 +75,11 @@ def _launch(
     eps: float,
     residual_TD: Tensor | None,
     out: Tensor,
-    scale: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
     top: float,
 ) -> Tensor:
-    """Fill `out` (and `scale`), and return the sum; without a residual that is x itself."""
+    """Fill `out` and, with a top, codes and scale; the sum returned is x without a residual."""
     assert x_TD.stride(-1) == 1 and w_D.is_contiguous(), f"{x_TD.stride()=} {w_D.stride()=}"
     tokens, width = x_TD.shape
     total, residual = x_TD, x_TD
@@ -83,7 +90,7 @@ def _launch(
     launch(
         rms_norm_kernel,
         (tokens,),
-        x_TD, residual, w_D, out, total, out if scale is None else scale,
+        x_TD, residual, w_D, out, total, codes, scale,
         x_TD.stride(0), residual.stride(0), width, eps,
         HAS_RESIDUAL=residual_TD is not None, TOP=top, BLOCK_D=triton.next_power_of_2(width),
         options=row_options(width),

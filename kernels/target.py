@@ -1,5 +1,6 @@
 """What the kernels must know of a chip: its architecture and its dialect of FP8."""
 
+import importlib.metadata
 from dataclasses import dataclass
 
 import torch
@@ -64,3 +65,8 @@ class Target:
         """Bytes of LDS (shared memory) that one workgroup may have. Sources: CDNA3 and CDNA4
         instruction set architecture documents; CUDA C++ Programming Guide, compute capabilities."""
         return {"gfx942": 65_536, "gfx950": 163_840}.get(self.arch, 232_448)
+
+
+def versions() -> dict[str, str]:
+    """What a kernel's speed depends on beside the chip."""
+    return {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}

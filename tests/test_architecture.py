@@ -20,7 +20,7 @@ LAYERS = [
     {"model", "virtual"},
     {"engine", "verify"},
     {"serve"},
-    {"glm", "evaluate", "convert"},
+    {"glm", "evaluate", "tune", "convert"},
     {"bench", "options", "terminal"},
     {"commands"},
     {"cli"},

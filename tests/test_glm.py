@@ -156,3 +156,14 @@ def test_a_base_model_completes_text_and_cannot_chat(base_model: Path) -> None:
     assert len(glm.generate("Once", max_tokens=3, ignore_eos=True).token_ids) == 3
     with pytest.raises(UsageError, match="no chat template"):
         glm.generate(WHO)
+
+
+def test_pages_have_the_size_that_the_backend_prefers(
+    glm: GLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert glm.limits(memory_bytes=1 << 26, max_model_len=64).page_size == 16
+    monkeypatch.setattr(glm.model.ops, "page_size", 64)
+    limits = glm.limits(memory_bytes=1 << 26, max_model_len=64, max_num_seqs=3)
+    assert limits.page_size == 64 and limits.num_pages == 3
+    step, caches = glm._prefill(65)
+    assert step.block_table_BP.shape == (1, 2) and caches[0].k_PSGC.shape[:2] == (2, 64)

@@ -54,7 +54,12 @@ class AscendOps:
         return linear.linear(self.npu, x_TR, w, bias_N)
 
     def rms_norm(
-        self, x_TD: Tensor, w_D: Tensor, eps: float, residual_TD: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        w_D: Tensor,
+        eps: float,
+        residual_TD: Tensor | None = None,
+        feeds: Weight | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(the RMS norm of x + residual, x + residual)."""
         if residual_TD is None:
@@ -62,7 +67,7 @@ class AscendOps:
         normed, _, total = self.npu.npu_add_rms_norm(x_TD, residual_TD, w_D, eps)
         return normed, total
 
-    def silu_mul(self, x_T2F: Tensor) -> Tensor:
+    def silu_mul(self, x_T2F: Tensor, feeds: Weight | None = None) -> Tensor:
         """silu(first half) * second half."""
         y: Tensor = self.npu.npu_swiglu(x_T2F)
         return y

@@ -14,6 +14,9 @@ from glm_portable.formats import W8A8, is_quantised
 from glm_portable.shards import Entry
 from glm_portable.stored import KINDS, OFFSET, SCALES, Entries, mtp_prefix
 
+HEADER_ENTRY = 128
+"""Bytes that a tensor takes in a file's header beside its name, at most."""
+
 
 @dataclass(frozen=True)
 class Output:
@@ -44,6 +47,11 @@ class Part:
     def nbytes(self) -> int:
         """Of all outputs."""
         return sum(output.nbytes for output in self.outputs)
+
+    @property
+    def file_bytes(self) -> int:
+        """As `nbytes`, with the header's share."""
+        return self.nbytes + sum(len(output.name) + HEADER_ENTRY for output in self.outputs)
 
 
 def parts(entries: Entries, config: ModelConfig, target: str) -> list[Part]:
@@ -102,11 +110,11 @@ def _filled(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
     shard: list[Part] = []
     size = 0
     for part in parts:
-        if shard and size + part.nbytes > limit:
+        if shard and size + part.file_bytes > limit:
             yield shard
             shard, size = [], 0
         shard.append(part)
-        size += part.nbytes
+        size += part.file_bytes
     if shard:
         yield shard
 

@@ -93,7 +93,8 @@ def specialise(
     if not isinstance(kernel, JITFunction):
         raise UsageError(
             f"{getattr(kernel, '__name__', kernel)!r} is a {type(kernel).__name__}, not a kernel "
-            "of triton.jit; kernels decorated under TRITON_INTERPRET=1 cannot be compiled."
+            "of triton.jit: pass what an autotuner or heuristics wrap, and its parameters; kernels "
+            "decorated under TRITON_INTERPRET=1 cannot be compiled."
         )
     backend, bind = _binder(kernel, chip)
     try:

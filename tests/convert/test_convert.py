@@ -137,9 +137,8 @@ def test_files_keep_to_their_size_and_the_index_to_its_files(tmp_path: Path) -> 
         assert path.name == f"model-{number + 1:05}-of-{len(files):05}.safetensors"
         with safe_open(path, "pt") as file:
             held |= dict.fromkeys(file.keys(), path.name)
-            size = sum(file.get_tensor(name).nbytes for name in file.keys())
             modules = {name.partition(".weight")[0] for name in file.keys()}
-        assert size <= 50_000 or len(modules) == 1
+        assert path.stat().st_size <= 50_000 or len(modules) == 1
     assert held == index["weight_map"]
     assert index["metadata"]["total_size"] == sum(
         e.nbytes for e in open_folder(tmp_path / "out").values()

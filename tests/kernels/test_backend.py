@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 
 from glm_portable.backends import reference
+from glm_portable.backends._gpu import GpuOps
 from glm_portable.backends.rocm import virtual
+from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
+from glm_portable.kernels.launch import observed
 from glm_portable.kernels.target import FNUZ, OCP
 from glm_portable.ops import KVCache, Step, Weight
 from glm_portable.verify.metrics import faults
 from tests.backends.cases import CASES, Case, normal, on, quantised, weight
 from tests.kernels.inputs import BF16, FP8, fp8, full
 from tests.kernels.machine import Machine
+from tests.random_checkpoint import small_config
 
 SMOKE = {
     "linear: fp8, dynamic activations", "linear: fp8 blocks with a rest",
@@ -113,15 +117,49 @@ def test_the_other_dialect_is_refused_where_it_would_be_emulated(machine: Machin
 
 
 @fp8
-def test_widths_that_the_vendor_library_refuses_go_through_the_kernel(machine: Machine) -> None:
-    """Air's dense MLP is 1368 wide under TP8: no multiple of 16."""
-    n, r = 40, 72
+@pytest.mark.parametrize(("n", "r", "kernel"), [(64, 96, "vendor"), (40, 72, "own")])
+def test_fp8_products_add_their_bias(machine: Machine, n: int, r: int, kernel: str) -> None:
+    """By the vendor's library on multiples of 16; Air's dense MLP is 1368 wide under TP8."""
     w = quantised(n, r, dtype=BF16, kind=FP8, dynamic=True)
-    x, bias = normal(17, r).to(BF16), normal(n, seed=2).to(BF16)
+    x, bias = normal(17, r).to(BF16), (normal(n, seed=2) * 4).to(BF16)
     exact = reference.linear(x.double(), replace(w, dtype=torch.float64), bias.double())
-    packed = machine.ops.pack(on(machine.ops, w))
-    got = machine.ops.linear(machine.put(x), packed, machine.put(bias))
+    ops, seen = watched(machine)
+    got = ops.linear(machine.put(x), ops.pack(on(ops, w)), machine.put(bias))
     assert faults(got.cpu(), reference.linear(x, w, bias), exact) == []
+    assert seen == ({"quantize": 1} if kernel == "vendor" else {"quantize": 1, "grouped_gemm": 1})
+
+
+def watched(machine: Machine) -> tuple[GpuOps, Any]:
+    """The machine's backend, and the counts of the kernels that it starts."""
+    launch, seen = observed(machine.launch)
+    return GpuOps(machine.ops.name, machine.device, machine.target, launch), seen
+
+
+def test_no_tokens_start_no_kernel(machine: Machine) -> None:
+    """A rank may be left without tokens for its experts."""
+    ops, seen = watched(machine)
+    cfg = ModelConfig.from_dict(small_config(n_routed_experts=16, num_experts_per_tok=4))
+
+    def empty(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device=machine.device)
+
+    x, ids = empty(0, 64), empty(0, 4, dtype=torch.int32)
+    for dynamic in (True, False):
+        gate_up, down, flat, odd = (
+            ops.pack(on(ops, quantised(*s, dtype=BF16, kind=FP8, dynamic=dynamic)))
+            for s in ((16, 64, 64), (16, 64, 32), (48, 64), (40, 64))
+        )
+        weights = empty(0, 4, dtype=torch.float32)
+        assert ops.experts(x, gate_up, down, weights, ids).shape == (0, 64)
+        assert ops.linear(x, flat).shape == (0, 48) and ops.linear(x, odd).shape == (0, 40)
+        normed, total = ops.rms_norm(x, machine.put(torch.ones(64).to(BF16)), 1e-5, x, flat)
+        assert normed.shape == total.shape == (0, 64)
+        assert ops.linear(normed, flat).dtype == BF16
+        assert ops.silu_mul(x, None).shape == (0, 32)
+    assert ops.linear(x, ops.pack(on(ops, weight(48, 64, dtype=BF16)))).shape == (0, 48)
+    gate, bias = machine.put(torch.ones(16, 64)), machine.put(torch.zeros(16))
+    weights, experts = ops.route(x, gate, bias, cfg)
+    assert weights.shape == experts.shape == (0, 4) and not seen
 
 
 def packed(machine: Machine, kind: str) -> list[Weight]:

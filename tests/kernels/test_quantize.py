@@ -98,10 +98,12 @@ def test_a_strided_row_is_read_in_place(machine: Machine) -> None:
 def test_norm_and_quantise_in_one(machine: Machine, with_residual: bool, width: int) -> None:
     x, w = (machine.put(t.to(BF16)) for t in (normal(5, width), 1 + normal(width, seed=1) / 8))
     residual = machine.put(normal(5, width, seed=2).to(BF16)) if with_residual else None
-    *got, total = norm.rms_norm_quantize(machine.launch, machine.target, x, w, 1e-5, residual)
+    both, codes, scale, total = norm.rms_norm_quantize(
+        machine.launch, machine.target, x, w, 1e-5, residual
+    )
     normed, expected_total = norm.rms_norm(machine.launch, x, w, 1e-5, residual)
-    assert torch.equal(total, expected_total)
-    check(machine, normed, (got[0], got[1]))
+    assert torch.equal(both, normed) and torch.equal(total, expected_total)
+    check(machine, normed, (codes, scale))
 
 
 @fp8
@@ -109,4 +111,8 @@ def test_norm_and_quantise_in_one(machine: Machine, with_residual: bool, width: 
 def test_gate_and_quantise_in_one(machine: Machine, width: int) -> None:
     x = machine.put((normal(5, 2 * width) * 4).to(BF16))
     got = silu.silu_mul_quantize(machine.launch, machine.target, x)
-    check(machine, silu.silu_mul(machine.launch, x), got)
+    gated = silu.silu_mul(machine.launch, x)
+    check(machine, gated, got)
+    both = silu.silu_mul_both(machine.launch, machine.target, x)
+    for one, other in zip(both, (gated, *got), strict=True):
+        assert torch.equal(one.float(), other.float())

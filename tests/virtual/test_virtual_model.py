@@ -12,7 +12,7 @@ KERNELS = {
     "align": {"count", "place"},
     "route": {"gate", "choose"},
     "experts": {"grouped_gemm", "combine", "silu_mul"},
-    "attention": {"rope", "store", "attend"},
+    "attention": {"rope_store", "attend"},
     "norm": {"rms_norm"},
 }
 

@@ -78,9 +78,12 @@ def _bind_unpack(instruction: Instruction, form: MiniFloat, scaled: bool = False
         undefined = _undefined(wave, operands)
         codes = read(wave) >> _HIGH if high else read(wave)
         power = 1 if read_scale is None else _power_of_two(read_scale(wave))
+        # Both before either is written: a destination may be the source itself.
+        values = [
+            (form.decode(codes >> np.uint32(8 * i)) * power).astype(np.float32) for i in range(2)
+        ]
         for i in range(2):
-            values = (form.decode(codes >> np.uint32(8 * i)) * power).astype(np.float32)
-            wave.write_vector(register + i, values.view(np.uint32), undefined)
+            wave.write_vector(register + i, values[i].view(np.uint32), undefined)
 
     return execute
 

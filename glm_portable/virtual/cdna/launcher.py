@@ -1,7 +1,7 @@
 """Run a Triton kernel's machine code on CPU tensors: compile, place arguments, execute."""
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from glm_portable.errors import UsageError
 from glm_portable.kernels.launch import Launch
 from glm_portable.virtual.cdna.chips import chip_named
 from glm_portable.virtual.cdna.compile import Compiled, compile_kernel
+from glm_portable.virtual.cdna.decode import decode_text
 from glm_portable.virtual.cdna.faults import UnsupportedInstruction
-from glm_portable.virtual.cdna.machine import Grid, Job, Statistics, run
+from glm_portable.virtual.cdna.machine import Code, Grid, Job, Statistics, run
 from glm_portable.virtual.cdna.memory import Bytes, GlobalMemory
-from glm_portable.virtual.cdna.parser import parse
+from glm_portable.virtual.cdna.parser import Program
 
 MAX_INSTRUCTIONS = 100_000_000  # of one workgroup; what runs longer is taken to hang
 
@@ -37,6 +38,7 @@ def launch(
     `kernel[grid]`. seed: of the order in which waves take turns. Raises UsageError for arguments
     that cannot be passed, and Fault for what the program does wrong.
     """
+    _refuse_descriptors([*args, *named.values()])
     options = {"num_warps": num_warps, "num_stages": num_stages, **named}
     compiled = compile_kernel(kernel, args, arch, options)
     shape = grid(compiled.bound) if callable(grid) else grid
@@ -62,17 +64,18 @@ def launch_on(arch: str, seed: int = 0) -> Launch:
 def execute(
     compiled: Compiled,
     grid: Sequence[int],
-    text: str | None = None,
+    code: Code | None = None,
     seed: int = 0,
     max_instructions: int = MAX_INSTRUCTIONS,
 ) -> Statistics:
-    """Execute compiled code on the arguments it was compiled with; text: in place of its own."""
-    text = compiled.text if text is None else text
+    """Execute compiled code on the arguments it was compiled with; code: in place of its own."""
+    program, own = decode_text(compiled.text, compiled.arch)
     memory = GlobalMemory()
-    kernarg = memory.place(*_kernarg(text, compiled.arguments, memory), writable=False)
+    kernarg = memory.place(*_kernarg(program, compiled.arguments, memory), writable=False)
     job = Job(
-        text,
-        compiled.arch,
+        program,
+        own if code is None else code,
+        chip_named(compiled.arch),
         _three(grid),
         compiled.waves,
         kernarg,
@@ -91,11 +94,11 @@ def _three(grid: Sequence[int]) -> Grid:
 
 
 def _kernarg(
-    text: str, arguments: Sequence[Any], memory: GlobalMemory
+    program: Program, arguments: Sequence[Any], memory: GlobalMemory
 ) -> tuple[Bytes, list[tuple[int, int]]]:
     """The kernel argument segment as the code object's metadata lays it out; what the compiler
     added behind the kernel's own arguments (scratch pointers) is null."""
-    metadata = parse(text).metadata
+    metadata = program.metadata
     layout = metadata[".args"]
     size = metadata[".kernarg_segment_size"]
     addresses = _place_tensors([a for a in arguments if isinstance(a, Tensor)], memory)
@@ -115,6 +118,14 @@ def _encoded(value: Any, width: int) -> bytes:
     if isinstance(value, int):
         return (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
     raise UsageError(f"an argument of type {type(value).__name__} cannot be passed to a kernel.")
+
+
+def _refuse_descriptors(values: Iterable[Any]) -> None:
+    for value in values:
+        if "Descriptor" in type(value).__name__:
+            raise UsageError(
+                f"a {type(value).__name__} cannot be simulated; pass the tensor and its strides."
+            )
 
 
 def _place_tensors(tensors: Sequence[Tensor], memory: GlobalMemory) -> dict[int, int]:

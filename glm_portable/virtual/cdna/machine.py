@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from glm_portable.virtual.cdna.chips import chip_named
-from glm_portable.virtual.cdna.decode import decode_text
+from glm_portable.virtual.cdna.chips import Chip
 from glm_portable.virtual.cdna.decoded import Decoded
-from glm_portable.virtual.cdna.faults import Fault, Hang, MissingWait, Site
+from glm_portable.virtual.cdna.faults import Fault, Hang, MissingWait, Site, UnsupportedInstruction
 from glm_portable.virtual.cdna.lanes import LANE, LANES
 from glm_portable.virtual.cdna.lds import LocalMemory
 from glm_portable.virtual.cdna.memory import GlobalMemory
@@ -16,6 +15,7 @@ from glm_portable.virtual.cdna.parser import Program
 from glm_portable.virtual.cdna.state import Wave, Workgroup
 
 Grid = tuple[int, int, int]
+Code = tuple[Decoded, ...]
 _LONGEST_TURN = 40
 _USER_SGPRS = (
     ("private_segment_buffer", 4),
@@ -28,11 +28,13 @@ _USER_SGPRS = (
 
 @dataclass
 class Statistics:
-    """instructions: executed, by kind (valu, salu, mfma, memory, lds, control, wait, barrier)."""
+    """instructions: executed, by kind (valu, salu, mfma, memory, lds, control, wait, barrier).
+    counts: how often each instruction of the program was executed."""
 
     workgroups: int = 0
     waves: int = 0
     instructions: dict[str, int] = field(default_factory=dict)
+    counts: list[int] = field(default_factory=list, repr=False)
 
     @property
     def total(self) -> int:
@@ -41,11 +43,13 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Job:
-    """One launch of a program. kernarg: address of the kernel's arguments. limit: instructions
-    of all waves of a workgroup together, after which it is taken to hang."""
+    """One launch of a program. code: an entry for each instruction of it. kernarg: address of the
+    kernel's arguments. limit: instructions of all waves of a workgroup together, after which it is
+    taken to hang."""
 
-    text: str
-    arch: str
+    program: Program
+    code: Code
+    chip: Chip
     grid: Grid
     waves: int
     kernarg: int
@@ -59,10 +63,11 @@ def run(job: Job, memory: GlobalMemory) -> Statistics:
 
     Raises Fault, its site filled in.
     """
-    program, code = decode_text(job.text, job.arch)
+    program, code = job.program, job.code
+    _refuse_scratch(program)
     random = np.random.default_rng(job.seed)
     counts = [0] * len(code)
-    statistics = Statistics()
+    statistics = Statistics(counts=counts)
     with np.errstate(all="ignore"):
         for z, y, x in np.ndindex(*job.grid[::-1]):
             group = Workgroup((x, y, z), memory, LocalMemory(job.lds_bytes))
@@ -76,11 +81,18 @@ def run(job: Job, memory: GlobalMemory) -> Statistics:
     return statistics
 
 
+def _refuse_scratch(program: Program) -> None:
+    if size := program.directives.get("private_segment_fixed_size"):
+        raise UnsupportedInstruction(
+            f"scratch memory ({size} bytes a lane, registers spilled or indexed) is not implemented"
+        )
+
+
 def _wave(job: Job, program: Program, group: Workgroup, index: int) -> Wave:
     """Initial registers: AMDGPU code object v5 ABI (LLVM's AMDGPUUsage, Initial Kernel Execution
     State): user SGPRs, then workgroup ids; work-item ids packed in v0. Arguments are not
     preloaded: the entry's compatibility code loads them itself."""
-    wave = Wave(index, group, chip_named(job.arch))
+    wave = Wave(index, group, job.chip)
     directives, register = program.directives, SGPR
     for name, count in _USER_SGPRS:
         if directives.get(f"user_sgpr_{name}"):
@@ -102,7 +114,7 @@ class _Scheduler:
     def __init__(
         self,
         program: Program,
-        code: tuple[Decoded, ...],
+        code: Code,
         waves: list[Wave],
         group: Workgroup,
         counts: list[int],

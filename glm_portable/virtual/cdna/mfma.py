@@ -70,13 +70,8 @@ class Layout:
         split = elements.reshape(self.k // self.groups, self.groups, self.m)
         return split.transpose(2, 1, 0).reshape(self.m, self.k).astype(np.float64)
 
-    def from_registers(self, registers: Vector) -> Vector:
-        """Result registers (M*M/64, 64) -> D (M, M)."""
-        split = registers.reshape(-1, 4, self.groups, self.m)
-        return split.transpose(0, 2, 1, 3).reshape(self.m, self.m)
-
     def to_registers(self, matrix: Vector) -> Vector:
-        """The inverse of from_registers."""
+        """D or C (M, M) -> result registers (M*M/64, 64)."""
         split = matrix.reshape(-1, self.groups, 4, self.m)
         return split.transpose(0, 2, 1, 3).reshape(self.result_registers, LANES)
 

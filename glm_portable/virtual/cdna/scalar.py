@@ -65,6 +65,9 @@ def _shift_add(shift: int) -> Operation:
 
 
 def _choose(better: Callable[[int, int], bool], is_signed: bool) -> Operation:
+    """SCC: whether the first is chosen. Of equal ones a maximum chooses the first, as the CDNA3 and
+    CDNA4 documents have it; Vega's says the second."""
+
     def run(a: int, b: int, _: int) -> Result:
         x, y = (signed(a, 32), signed(b, 32)) if is_signed else (a, b)
         return (a, 1) if better(x, y) else (b, 0)

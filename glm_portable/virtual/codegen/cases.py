@@ -161,9 +161,12 @@ def _others(target: Target) -> Iterator[tuple[str, list[Recorded]]]:
     starts: dict[str, Callable[[Recorder], object]] = {
         "hidden 5120": lambda r: norm.rms_norm(r, x, w, 1e-5),
         "hidden 5120 + residual": lambda r: norm.rms_norm(r, x, w, 1e-5, x),
-        "hidden 5120 to FP8": lambda r: norm.rms_norm_quantize(r, target, x, w, 1e-5, x),
+        "hidden 5120 + residual, and in FP8": lambda r: norm.rms_norm_quantize(
+            r, target, x, w, 1e-5, x
+        ),
         "row 5120 to FP8": lambda r: quantize.quantize(r, target, x),
         "width 192": lambda r: silu.silu_mul(r, hidden),
+        "width 192, and in FP8": lambda r: silu.silu_mul_both(r, target, hidden),
         "width 192 to FP8": lambda r: silu.silu_mul_quantize(r, target, hidden),
         "12 + 1 heads of 128, bf16 pages": lambda r: rope.rope_store(
             r, q, k, k, cos, cos, KVCache(pages, pages), slots

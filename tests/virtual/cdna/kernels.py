@@ -64,3 +64,15 @@ def reorder(x_ptr, out_ptr, OP: tl.constexpr, N: tl.constexpr):
     elif OP == "transpose":
         result = tl.reshape(tl.trans(tl.reshape(x, (16, N // 16))), (N,))
     tl.store(out_ptr + offs, result)
+
+
+@triton.jit
+def axpy(x_ptr, y_ptr, out_ptr, n, a, twice, BLOCK: tl.constexpr):
+    """out = a x + y, doubled if `twice`; y may be None."""
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.load(x_ptr + offs, mask=offs < n, other=0.0) * a
+    if y_ptr is not None:
+        total += tl.load(y_ptr + offs, mask=offs < n, other=0.0)
+    if twice:
+        total *= 2
+    tl.store(out_ptr + offs, total, mask=offs < n)

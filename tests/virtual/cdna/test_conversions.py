@@ -303,10 +303,25 @@ def test_scaled_encoding(source: str, kind: str) -> None:
                 assert form.value(code) == form.value(expected) and code >> 7 == expected >> 7
 
 
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
+@pytest.mark.parametrize("text", ["v_cvt_pk_f32_fp8 v[0:1], v{}", "v_cvt_pk_f32_bf8 v[0:1], v{}"])
+@pytest.mark.parametrize("source", [0, 1])
+def test_codes_may_lie_where_their_numbers_go(arch: str, text: str, source: int) -> None:
+    results = []
+    for register in (source, 2):
+        wave = new_wave(arch)
+        set_vector(wave, register, [0x3B + i | 0x42 + i << 8 for i in range(32)])
+        step(wave, text.format(register))
+        results.append(pair(wave, 0))
+    assert results[0] == results[1]
+
+
 def test_refusals() -> None:
     refused("v_cvt_scalef32_pk_fp8_f32 v0, v1, v2, v3", "not on gfx942")
     refused("v_cvt_scalef32_pk_f32_fp4 v[0:1], v2, v3", "not implemented", "gfx950")
     refused("v_cvt_sr_fp8_f32 v0, v1, v2", "not implemented", "gfx950")
+    for name in ("v_cvt_pk_fp8", "v_cvt_pk_f32_fp8_f32", "v_cvt_f32_fp8_f32"):
+        refused(f"{name} v0, v1, v2", f"{name} is not implemented")
     refused("v_cvt_pk_fp8_f32 v[0:1], v1, v2", "destination")
     refused("v_cvt_pk_fp8_f32 v0, v1, v2 op_sel:[1,0,0]", "op_sel of a source")
     refused("v_cvt_pk_f32_fp8 v0, v1", "destination")

@@ -244,6 +244,10 @@ def test_operands_and_results_in_accumulators() -> None:
     assert vector(wave, 256 + 11) == [F32.round(Fraction(16))] * 64
     step(wave, "v_accvgpr_read_b32 v7, a10")
     assert vector(wave, 7) == [F32.round(Fraction(16))] * 64
+    set_vector(wave, 7, [3 * i for i in range(64)])
+    step(wave, "v_accvgpr_write_b32 a20, v7")
+    step(wave, "v_accvgpr_mov_b32 a21, a20")
+    assert vector(wave, 256 + 21) == [3 * i for i in range(64)]
 
 
 def test_integer_sums_wrap() -> None:

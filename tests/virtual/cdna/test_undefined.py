@@ -1,6 +1,6 @@
 """Where a value that nothing defined spreads, and where it faults."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -231,6 +231,30 @@ def test_undefined_bits_spread(text: str, unknown: int) -> None:
     assert wave.scc_undefined == (text.split()[0] != "s_mov_b32")
     step(wave, text.replace("s4", "s5"))
     assert wave.undefined[SGPR + 2] == 0 and not wave.scc_undefined
+
+
+BITWISE: dict[str, Callable[[int, int], int]] = {
+    "s_and_b32": lambda a, b: a & b,
+    "s_andn2_b32": lambda a, b: a & ~b,
+    "s_or_b32": lambda a, b: a | b,
+    "s_orn2_b32": lambda a, b: a | ~b,
+    "s_xor_b32": lambda a, b: a ^ b,
+}
+
+
+@pytest.mark.parametrize("name", BITWISE)
+def test_a_bit_is_undefined_where_its_sources_bits_decide_it(name: str) -> None:
+    """Of the 16 ways two bits can be 0, 1 or undefined, each in one place of the registers."""
+    a, unknown_a, b, unknown_b = 0b1010_1010_1010_1010, 0xFF00, 0b1100_1100_1100_1100, 0xF0F0
+    wave = undefined_wave({4: a, 5: b}, {4: unknown_a, 5: unknown_b})
+    step(wave, f"{name} s2, s4, s5")
+    expected = 0
+    for i in range(16):
+        may_be_a = (0, 1) if unknown_a >> i & 1 else (a >> i & 1,)
+        may_be_b = (0, 1) if unknown_b >> i & 1 else (b >> i & 1,)
+        results = {BITWISE[name](x, y) & 1 for x in may_be_a for y in may_be_b}
+        expected |= (len(results) > 1) << i
+    assert wave.undefined[SGPR + 2] == expected
 
 
 def test_undefined_conditions() -> None:
