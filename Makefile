@@ -72,7 +72,7 @@ check: .venv/installed
 # The Ascend backend on virtual NPUs, with the real torch_npu, in an environment of its own.
 .PHONY: test-ascend
 test-ascend: .venv-ascend/installed
-	.venv-ascend/bin/pytest -q tests/ascend $(ARGS)
+	TORCH_DEVICE_BACKEND_AUTOLOAD=0 .venv-ascend/bin/pytest -q tests/ascend $(ARGS)
 
 .venv-ascend/installed: requirements-ascend.lock pyproject.toml
 	$(PYTHON) -m venv .venv-ascend

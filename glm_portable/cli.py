@@ -30,7 +30,11 @@ def model_options(command: F) -> F:
         [
             click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL"),
             option("--backend", default="auto", help="auto, cpu, cuda, rocm or reference."),
-            option("--virtual", metavar="CHIP", help="Simulate gfx942 or gfx950: slow, for tests."),
+            option(
+                "--virtual",
+                metavar="CHIP",
+                help="Simulate gfx942, gfx950 or Ascend910_9391: for tests.",
+            ),
             option("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32."),
             option(
                 "--quantization",

@@ -60,7 +60,7 @@ def test_a_request_is_answered_by_simulated_machine_code() -> None:
 def test_the_chips_are_those_of_the_simulator() -> None:
     from glm_portable.virtual import cdna
 
-    assert set(virtual.CHIPS) == set(cdna.CHIPS)
+    assert set(virtual.GPUS) == set(cdna.CHIPS)
 
 
 @pytest.mark.parametrize(

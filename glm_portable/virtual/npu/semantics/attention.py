@@ -1,5 +1,6 @@
 """Attention over pages: npu_fused_infer_attention_score in its TND layout."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -205,14 +206,18 @@ def _check_mask(mask: Tensor | None, sparse_mode: int) -> None:
         tuple(mask.shape),
         f"sparse_mode 3 takes {MASK} by {MASK}",
     )
-    causal = torch.ones(MASK, MASK, dtype=torch.bool).triu_(1)
     require(
-        torch.equal(mask.bool(), causal),
+        torch.equal(mask.bool(), _above_diagonal()),
         OP,
         "atten_mask",
         f"{int(mask.sum())} ones",
         "1 hides a key: ones belong above the diagonal and nowhere else",
     )
+
+
+@functools.cache
+def _above_diagonal() -> Tensor:
+    return torch.ones(MASK, MASK, dtype=torch.bool).triu_(1)
 
 
 def _cached(pages: Tensor, row: Tensor, length: int, page: int) -> Tensor:
