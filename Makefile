@@ -1,8 +1,9 @@
 # make serve       set up and serve the embedded pocket model      (PORT=8123, ARGS="--max-num-seqs 4")
 # make test        set up and run the tests; the kernels in the interpreter and on simulated chips
-# make verify-gpu  every case of the kernel tests in the interpreter and on both simulated chips, and
-#                  the code of every kernel; MACHINE=gfx942, gfx950 or interpreter for one of them,
-#                  MACHINE=gpu PYTHON=... for the GPU that is here, with that Python's torch
+# make verify-gpu  every case of the kernel tests in the interpreter and on both simulated chips, the
+#                  code of every kernel, the pocket model layer by layer, and the simulator itself;
+#                  MACHINE=gfx942, gfx950 or interpreter for the kernel tests on one of them,
+#                  MACHINE=gpu PYTHON=... on the GPU that is here, with that Python's torch
 # make check       set up and run ruff format, ruff and mypy
 PYTHON ?= python3
 PORT ?= 8000
@@ -17,7 +18,7 @@ KERNELS := $(BIN)/pytest -q tests/kernels
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
-test: test-unit test-kernels
+test: test-unit test-kernels test-ascend
 
 test-unit: .venv/kernels
 	$(BIN)/pytest -q --ignore=tests/interpreter --ignore=tests/kernels $(ARGS)
@@ -34,6 +35,16 @@ test-gfx942 test-gfx950: test-%: .venv/kernels
 # What the kernels compile into, one case of each kind, and every one: see docs/kernels.md.
 test-codegen verify-codegen: .venv/kernels
 	$(BIN)/python -m glm_portable.virtual.codegen $(if $(filter test-%,$@),--quick)
+
+# The pocket model on both simulated chips against the reference, layer by layer.
+verify-models: .venv/kernels
+	for chip in gfx942 gfx950; do for format in bf16 fp8; do \
+		$(BIN)/python -m glm_portable.verify.model --virtual $$chip --format $$format || exit 1; \
+	done; done
+
+# Compiled kernels with one instruction taken out: which the simulator notices.
+verify-simulator: .venv/kernels
+	$(BIN)/python -m glm_portable.virtual.cdna.mutation
 
 ifdef MACHINE
 verify-gpu: verify-on-$(MACHINE)
