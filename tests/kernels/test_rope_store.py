@@ -138,9 +138,7 @@ def test_fp8_pages_hold_the_rounded_keys_over_their_scale(
 
 @fp8
 @pytest.mark.parametrize("scale", [3.0, pytest.param(1.0, marks=full)])
-def test_every_number_is_stored_as_the_reference_rounds_it(
-    machine: Machine, scale: float
-) -> None:
+def test_every_number_is_stored_as_the_reference_rounds_it(machine: Machine, scale: float) -> None:
     """All of BF16, infinities and NaN too, as keys that are not turned and as values."""
     numbers = torch.zeros(22 * 3 * 8 * 128, dtype=BF16)
     numbers[: 2**16] = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(BF16)
