@@ -21,7 +21,7 @@ serve: .venv/installed
 test: test-unit test-kernels test-ascend
 
 test-unit: .venv/kernels
-	$(BIN)/pytest -q --ignore=tests/interpreter --ignore=tests/kernels $(ARGS)
+	$(BIN)/pytest -q --ignore=tests/interpreter --ignore=tests/kernels --ignore=tests/ascend $(ARGS)
 
 # With -j2 these run beside each other.
 test-kernels: test-interpreter test-gfx942 test-gfx950 test-codegen

@@ -31,6 +31,9 @@ class Counter:
     def has(self, name: str) -> bool:
         return "embed_tokens" not in name and "shared_head.head" not in name
 
+    def is_quantised(self, module: str) -> bool:
+        return False
+
     def tensor(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
         assert name not in self.elements
         self.elements[name] = math.prod(shape)

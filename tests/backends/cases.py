@@ -20,11 +20,17 @@ FP8, INT8 = torch.float8_e4m3fn, torch.int8
 
 @dataclass(frozen=True)
 class Case:
-    """`run` makes its own inputs in a dtype, and gives the op's result as one tensor."""
+    """`run` makes its own inputs in a dtype, and gives the op's result as one tensor.
+
+    rounds_within: values that were computed are rounded to FP8 or INT8 on the way. In float32 the
+    order of a sum decides which side of a tie one falls on, and then differs by a whole code: no
+    multiple of plain PyTorch's error is a bound, and the case says something in BF16 alone.
+    """
 
     op: str
     name: str
     run: Callable[[Ops, torch.dtype], Tensor]
+    rounds_within: bool = False
 
     def __str__(self) -> str:
         return f"{self.op}: {self.name}"
@@ -141,11 +147,11 @@ def expert_cases() -> list[Case]:
         Case("experts", "all tokens alike", case(9, "same")),
         Case("experts", "expert parallel", case(33, "parallel")),
         Case("experts", "expert parallel, one token", case(1, "parallel")),
-        Case("experts", "expert parallel, fp8", case(17, "parallel", code=FP8)),
+        Case("experts", "expert parallel, fp8", case(17, "parallel", code=FP8), True),
         Case("experts", "outlier channels", case(17, "spread", outliers=True)),
-        Case("experts", "fp8, dynamic activations, one token", case(1, "spread", code=FP8)),
-        Case("experts", "fp8, dynamic activations", case(17, "spread", code=FP8)),
-        Case("experts", "int8, dynamic activations", case(17, "spread", code=INT8)),
+        Case("experts", "fp8, dynamic activations, one token", case(1, "spread", code=FP8), True),
+        Case("experts", "fp8, dynamic activations", case(17, "spread", code=FP8), True),
+        Case("experts", "int8, dynamic activations", case(17, "spread", code=INT8), True),
     ]
 
 

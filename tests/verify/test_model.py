@@ -158,7 +158,7 @@ def test_the_command_exits_with_one_on_a_finding(monkeypatch: pytest.MonkeyPatch
     good = CliRunner().invoke(main, options)
     assert good.exit_code == 0, good.output
     assert "8 parts compared, 0 findings." in good.output
-    wrong = Faulty("silu_mul", lambda call, x: REFERENCE.silu_mul(x) * 1.05)
+    wrong = Faulty("silu_mul", lambda call, x, feeds: REFERENCE.silu_mul(x) * 1.05)
     monkeypatch.setattr(ops, "load", lambda name: wrong if name == "cpu" else REFERENCE)
     wrong.__dict__.update(name="wrong", device=torch.device("cpu"))
     bad = CliRunner().invoke(main, options)
