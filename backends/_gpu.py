@@ -4,7 +4,7 @@
 |---|---|
 | linear, plain weights | torch: cuBLASLt, hipBLASLt |
 | linear, FP8 per channel with FP8 activations | torch._scaled_mm with row-wise scales, bf16 |
-| linear, other FP8 (blocks, bf16 activations, odd widths) | kernels/grouped_gemm.py |
+| linear, other FP8 (blocks, bf16 activations, odd heights) | kernels/grouped_gemm.py |
 | experts, attention, router, norm, rope and store, silu | kernels/ |
 """
 
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 NARROWEST_STEP = 32
 """What a matrix instruction for FP8 takes along K at least; narrower blocks are dequantised."""
-VENDOR_ALIGNMENT = 16
-"""torch._scaled_mm takes widths that are a multiple of it."""
+ALIGNMENT = 16
+"""torch._scaled_mm takes widths that are multiples of it; a lane loads so many codes at once."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class GpuOps:
             plain = w.dequantize()
             return self._packed(w, plain, None, None, kind if kind == torch.int8 else None)
         data, scale = to_dialect(w.data, w.scale.float(), self.target.fp8)
+        if data.dim() == 2:  # Air's dense MLP has 1,368 columns under TP8
+            data = _widened(data, -(-data.shape[1] // ALIGNMENT) * ALIGNMENT)
         activations = None if kind is None else self.target.fp8
         return self._packed(w, data, scale, w.block, activations)
 
@@ -104,7 +106,8 @@ class GpuOps:
         if len(x_TR) == 0:  # torch's FP8 product refuses it
             return x_TR.new_empty(0, n)
         x, x_scale = self._activations(x_TR, kind)
-        aligned = n % VENDOR_ALIGNMENT == k % VENDOR_ALIGNMENT == 0
+        x = _widened(x, k)
+        aligned = n % ALIGNMENT == 0
         if x_scale is not None and b.block is None and aligned and w.dtype == torch.bfloat16:
             return torch._scaled_mm(
                 x, b.data[0].T, scale_a=x_scale, scale_b=b.scale[0].T, bias=bias_N,
@@ -226,6 +229,7 @@ class GpuOps:
         packed = Packed(
             Matrices(stacked, None if scales is None else scales.contiguous(), block), activations
         )
+        data = data[..., : w.data.shape[-1]]
         return replace(w, data=data, scale=scale, block=block, packed=packed)
 
     def _unpack(self, w: Weight) -> Packed:
@@ -277,6 +281,15 @@ def to_dialect(data: Tensor, scale: Tensor, dialect: torch.dtype) -> tuple[Tenso
     if dialect == OCP:
         return data, scale
     return codes.masked_fill(codes == 0x80, 0).view(FNUZ), scale * 2
+
+
+def _widened(x_TR: Tensor, width: int) -> Tensor:
+    """x with columns of zeros behind its own, which add nothing to a product."""
+    if x_TR.shape[1] == width:
+        return x_TR
+    wide = torch.zeros(len(x_TR), width, dtype=x_TR.dtype, device=x_TR.device)
+    wide[:, : x_TR.shape[1]] = x_TR
+    return wide
 
 
 def _kernels_take(w: Weight) -> bool:

@@ -85,6 +85,7 @@ def grouped_gemm_kernel(
     elif B_ROWS > 1:
         b_scales += (n // B_ROWS)[None, :] * b_scale_columns
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    a_start, b_start = a_ptrs, b_ptrs
     for step in range(0, K // BLOCK_K):
         a = tl.load(a_ptrs)
         b = tl.load(b_ptrs)
@@ -97,8 +98,8 @@ def grouped_gemm_kernel(
         b_ptrs += BLOCK_K
     if not EVEN_K:
         done = K // BLOCK_K * BLOCK_K
-        a = tl.load(a_ptrs, mask=offs_k[None, :] < K - done, other=0.0)
-        b = tl.load(b_ptrs, mask=offs_k[:, None] < K - done, other=0.0)
+        a = tl.load(a_start + done, mask=offs_k[None, :] < K - done, other=0.0)
+        b = tl.load(b_start + done, mask=offs_k[:, None] < K - done, other=0.0)
         if B_ROWS > 1:
             scale = tl.load(b_scales + done // B_COLUMNS)
             total += _product(a, b, tl.zeros_like(total)) * scale

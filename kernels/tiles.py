@@ -75,21 +75,32 @@ def choose(
         line = min(lines, key=lambda line: (_ratio(line.tokens, tokens), line.tokens))
         return Tile(**line.tile)
     _say_rule(target.arch, experts, n, k, name)
-    return default(target, experts, k, dtype, tokens, chosen)
+    return default(target, experts, k, dtype, tokens, chosen, w8a16)
 
 
 def default(
-    target: Target, experts: int, k: int, dtype: torch.dtype, tokens: int, chosen: int = 1
+    target: Target,
+    experts: int,
+    k: int,
+    dtype: torch.dtype,
+    tokens: int,
+    chosen: int = 1,
+    w8a16: bool = False,
 ) -> Tile:
     """Right for every shape. Tall tiles once an expert has rows to fill them; steps of 128 bytes
-    along K, or of 64 where these leave no remainder or K has but one step and a remainder."""
+    along K, or of 64 where these leave no remainder or K has but one step and a remainder.
+
+    w8a16 on NVIDIA: with 4 warps, widened weights of a low tile do not fit their registers.
+    """
     rows = -(-tokens * chosen // experts)
     block_m = next((m for m in (16, 32, 64) if rows <= m), 128)
     step = 128 // dtype.itemsize
     half = k % step and (k % (step // 2) == 0 or k < 2 * step)
     block_k = step // 2 if half else step
     wide = block_m >= 64
-    options = {"num_warps": 8 if block_m == 128 else 4, "num_stages": 2 if target.is_amd else 3}
+    crowded = w8a16 and not wide and not target.is_amd
+    warps = 8 if block_m == 128 or crowded else 4
+    options = {"num_warps": warps, "num_stages": 2 if target.is_amd else 3}
     if target.is_amd:
         options["matrix_instr_nonkdim"] = 16
     return Tile(block_m, 128 if wide else 64, block_k, 8 if wide else 1, options)

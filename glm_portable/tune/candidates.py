@@ -18,7 +18,8 @@ def rule(job: Job, target: Target) -> Tile:
     """What serves the product while nothing is measured."""
     shape = job.shape
     dtype = torch.bfloat16 if job.dtype == "bfloat16" else target.fp8
-    return default(target, shape.experts, job.k, dtype, job.tokens, shape.chosen)
+    w8a16 = job.dtype == "w8a16"
+    return default(target, shape.experts, job.k, dtype, job.tokens, shape.chosen, w8a16)
 
 
 def candidates(job: Job, target: Target, block_m: int | None = None) -> list[Tile]:

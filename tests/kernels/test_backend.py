@@ -117,9 +117,12 @@ def test_the_other_dialect_is_refused_where_it_would_be_emulated(machine: Machin
 
 
 @fp8
-@pytest.mark.parametrize(("n", "r", "kernel"), [(64, 96, "vendor"), (40, 72, "own")])
+@pytest.mark.parametrize(
+    ("n", "r", "kernel"), [(64, 96, "vendor"), (64, 72, "vendor"), (40, 72, "own")]
+)
 def test_fp8_products_add_their_bias(machine: Machine, n: int, r: int, kernel: str) -> None:
-    """By the vendor's library on multiples of 16; Air's dense MLP is 1368 wide under TP8."""
+    """By the vendor's library where the height is a multiple of 16. Columns are filled up to one:
+    Air's dense MLP has 1,368 under TP8."""
     w = quantised(n, r, dtype=BF16, kind=FP8, dynamic=True)
     x, bias = normal(17, r).to(BF16), (normal(n, seed=2) * 4).to(BF16)
     exact = reference.linear(x.double(), replace(w, dtype=torch.float64), bias.double())

@@ -2,12 +2,12 @@
 compiling, and the distinct kernels that all of them come down to.
 
 Experts and the dense layers that no vendor library multiplies (FP8 in blocks, FP8 widened to meet
-bf16, and widths that are no multiple of 16) go through one kernel. Its compile-time parameters and
+bf16, and heights that are no multiple of 16) go through one kernel. Its compile-time parameters and
 what Triton is told of its arguments decide which of them share machine code.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from glm_portable.backends._gpu import ALIGNMENT
 from glm_portable.kernels.target import Target
 from glm_portable.kernels.tiles import Tile, choose
 from glm_portable.virtual.chips import Chip, chip
@@ -25,8 +26,6 @@ TOKENS = (1, 16, 17, 64, 256, 1024, 4096)
 QUANTISATIONS: tuple[Quantisation, ...] = ("bf16", "channel", "block", "w8a16")
 HEAD = 128
 SCALE_BLOCK = 128
-VENDOR_ALIGNMENT = 16
-"""Widths that torch._scaled_mm takes are multiples of it: see backends/_gpu.py."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ def _linears(model: Model, name: str, ranks: int) -> Iterator[Shape]:
 
 def products(target: Target) -> Iterator[Product]:
     """Each launch of the kernel, at the tile that would be chosen for it."""
-    for shape, quantisation, tokens in product(shapes(), QUANTISATIONS, TOKENS):
+    for sliced, quantisation, tokens in product(shapes(), QUANTISATIONS, TOKENS):
+        shape = _packed(sliced, quantisation)
         if _is_launched(shape, quantisation):
             chosen = CHOSEN if shape.experts > 1 else 1
             codes = torch.bfloat16 if quantisation == "bf16" else target.fp8
@@ -87,10 +87,18 @@ def products(target: Target) -> Iterator[Product]:
             )
 
 
+def _packed(shape: Shape, quantisation: Quantisation) -> Shape:
+    """As the backend lays it out: FP8 of linear layers has columns of zeros up to a multiple."""
+    if shape.experts > 1 or quantisation == "bf16":
+        return shape
+    return replace(shape, k=-(-shape.k // ALIGNMENT) * ALIGNMENT)
+
+
 def _is_launched(shape: Shape, quantisation: Quantisation) -> bool:
     """Whether the kernel multiplies it, and not the vendor's library."""
-    aligned = shape.n % VENDOR_ALIGNMENT == shape.k % VENDOR_ALIGNMENT == 0
-    by_vendor = {"bf16": True, "channel": aligned, "block": False, "w8a16": False}
+    by_vendor = {
+        "bf16": True, "channel": shape.n % ALIGNMENT == 0, "block": False, "w8a16": False
+    }  # fmt: skip
     return shape.experts > 1 or not by_vendor[quantisation]
 
 

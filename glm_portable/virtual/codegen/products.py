@@ -68,7 +68,8 @@ def own(target: Target) -> Iterator[Product]:
     for shape, quantisations, steps in OWN:
         for quantisation, tokens in product(quantisations, steps):
             dtype = torch.bfloat16 if quantisation == "bf16" else target.fp8
-            tile = default(target, shape.experts, shape.k, dtype, tokens, CHOSEN)
+            w8a16 = quantisation == "w8a16"
+            tile = default(target, shape.experts, shape.k, dtype, tokens, CHOSEN, w8a16)
             yield Product(
                 f"{shape.model}, {tokens} tokens",
                 quantisation,
