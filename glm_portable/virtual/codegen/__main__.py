@@ -1,6 +1,5 @@
 """python -m glm_portable.virtual.codegen: the tables of docs/kernels.md, and a gate for CI."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from rich.progress import Progress
 
 from glm_portable.errors import UsageError
 from glm_portable.virtual.chips import CHIPS, chip
+from glm_portable.virtual.compiler import settle
 
 if TYPE_CHECKING:
     from glm_portable.virtual.codegen.measure import Result
@@ -52,10 +52,7 @@ def main(
 
 def run(targets: tuple[str, ...], kernel: str, quick: bool, processes: int) -> list["Result"]:
     """Compile, with a bar on stderr."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise UsageError("TRITON_INTERPRET=1 interprets kernels: unset it to compile them.")
-    # What Triton 3.9 does when it is not said; unsaid it warns, and 3.10 would change it.
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    settle()
     from glm_portable.virtual.codegen.measure import measure  # after the environment is settled
 
     archs = [chip(name).name for name in targets]

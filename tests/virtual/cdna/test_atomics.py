@@ -19,7 +19,6 @@ REDUCE = {"add": "sum", "max": "amax", "min": "amin"}
 @pytest.fixture(autouse=True)
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 def updated(operation: str, x: Tensor, at: Tensor, value: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     cache: Path = tmp_path_factory.mktemp("triton")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(cache))
-        patch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
         return Trial(subject("RMS norm, quantised", "gfx942"))
 
 
