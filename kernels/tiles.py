@@ -90,15 +90,16 @@ def default(
     """Right for every shape. Tall tiles once an expert has rows to fill them; steps of 128 bytes
     along K, or of 64 where these leave no remainder or K has but one step and a remainder.
 
-    w8a16 on NVIDIA: with 4 warps, widened weights of a low tile do not fit their registers.
+    w8a16 on NVIDIA: more of a low tile's widened weights, by fewer warps or longer steps, do not
+    fit the registers that are left to them.
     """
     rows = -(-tokens * chosen // experts)
     block_m = next((m for m in (16, 32, 64) if rows <= m), 128)
     step = 128 // dtype.itemsize
     half = k % step and (k % (step // 2) == 0 or k < 2 * step)
-    block_k = step // 2 if half else step
     wide = block_m >= 64
     crowded = w8a16 and not wide and not target.is_amd
+    block_k = step // 2 if half or crowded else step
     warps = 8 if block_m == 128 or crowded else 4
     options = {"num_warps": warps, "num_stages": 2 if target.is_amd else 3}
     if target.is_amd:
