@@ -85,9 +85,9 @@ def locate_global(instruction: Instruction, operands: list[Operand]) -> Locate:
 def locate_buffer(instruction: Instruction, operands: list[Operand], width: int) -> Locate:
     """Raw buffers: base + soffset + offset. Lanes outside load 0 and do not store.
 
-    The ISA (section 9.1.5) has a lane outside if offset >= num_records - soffset; LLVM takes
-    soffset to be left out. A lane that is inside by one rule alone, or by a part of its bytes
-    (which components of more than a dword may be), is refused.
+    Sources differ on whether a lane is outside if offset >= num_records, or num_records - soffset.
+    A lane that is inside by one rule alone, or by a part of its bytes (which components of more
+    than a dword may be), is refused.
     """
     if len(operands) != 3:
         raise UnsupportedInstruction(f"{instruction.mnemonic}: operands")

@@ -54,7 +54,7 @@ def test_lanes_that_exec_disables_may_be_anywhere() -> None:
 
 
 def test_buffers_drop_stores_and_read_zeros_beyond_their_end() -> None:
-    """ISA 9.1.5: out of range is offset + inst_offset >= num_records."""
+    """Out of range is offset + inst_offset >= num_records."""
     x, y = numbers(), torch.full((64,), -1, dtype=INT)
     run(
         f"""
