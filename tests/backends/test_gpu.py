@@ -140,3 +140,14 @@ def test_dequantised_weights_are_told_of_once(caplog: pytest.LogCaptureFixture) 
     assert len(told) == 2
     assert told[0].startswith("Weights in int8 (the first: 64 x 48) are kept in torch.bfloat16")
     assert told[1].startswith("Weights in float8_e4m3fn with a scale for 16 x 16 numbers")
+
+
+@pytest.mark.parametrize("columns", [72, 64])
+def test_fp8_columns_are_filled_up_to_a_multiple_of_16(columns: int) -> None:
+    """The vendor's product refuses other widths, and a lane could not load 16 codes at once."""
+    w = quantised(64, columns, dtype=torch.bfloat16, kind=OCP, dynamic=True)
+    packed = rocm.virtual("gfx950", lambda *arguments, **rest: None).pack(w)
+    data = packed.packed.matrices.data
+    assert data.shape == (1, 64, -(-columns // 16) * 16) and data.is_contiguous()
+    assert torch.equal(packed.data.float(), w.data.float())
+    assert not data[0, :, columns:].view(torch.uint8).any()
