@@ -4,6 +4,7 @@ A fault takes the place of an op of an honest backend, and usually calls that op
 or spoils what it returns: so it can be put into any backend, and nothing else changes.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,15 +64,25 @@ REACH: Mapping[str, frozenset[str]] = {
 class Faulty:
     """`Ops` some of whose functions are other than those of the backend they stand for."""
 
-    def __init__(self, ops: Ops, bodies: Mapping[str, Body]) -> None:
-        self.honest = ops
-        for name, body in bodies.items():
-            setattr(self, name, partial(body, getattr(ops, name)))
+    def __init__(self, honest: Ops, bodies: Mapping[str, Body]) -> None:
+        self._honest: Any = honest
+        self._bodies = bodies
 
     def __getattr__(self, name: str) -> Any:
-        if name == "honest":  # of a copy that is just being made
+        if name.startswith("_"):  # of a copy that is just being made
             raise AttributeError(name)
-        return getattr(self.honest, name)
+        op, body = getattr(self._honest, name), self._bodies.get(name)
+        return op if body is None else partial(body, op)
+
+    @property
+    def launch(self) -> Any:
+        """What the honest backend starts kernels with, if it has such: observers replace it."""
+        return self._honest.launch
+
+    @launch.setter
+    def launch(self, launch: Any) -> None:
+        self._honest = copy.copy(self._honest)
+        self._honest.launch = launch
 
 
 def faulty(ops: Ops, bodies: Mapping[str, Body]) -> Ops:
