@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -80,9 +81,9 @@ class Parallel:
         """Every rank's x (T, N), one beside the other: (T, size * N)."""
         if self.size == 1:
             return x
-        parts = x.new_empty(self.size * len(x), x.shape[1])
-        dist.all_gather_into_tensor(parts, x.contiguous(), group=self.group)
-        return parts.view(self.size, *x.shape).transpose(0, 1).flatten(1)
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x.contiguous(), group=self.group)
+        return torch.cat(parts, dim=1)
 
     def local(self, config: ModelConfig) -> ModelConfig:
         """The same model with the attention heads of this rank alone."""

@@ -79,7 +79,7 @@ class Entry:
         # Not behind the last number: another tensor, or the end of the file, may follow.
         wanted = lines[: (end - begin - 1) * pitch + width]
         self.shard.read_into(self.offset + begin * pitch * self.dtype.itemsize, wanted)
-        return lines.view(end - begin, pitch)[:, :width].view(end - begin, *self.shape[1:])
+        return lines.view(-1, pitch)[:, :width].reshape(end - begin, *self.shape[1:]).contiguous()
 
     def read_into(self, out: Tensor) -> None:
         """Fill the contiguous `out`, of as many elements; converts (rounding once) and moves."""
