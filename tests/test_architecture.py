@@ -13,7 +13,7 @@ LAYERS = [
     {"errors"},
     {"modelslim", "options"},
     {"config", "shards", "hub", "pocket", "tasks"},
-    {"ops", "tokenizer"},
+    {"ops", "tokenizer", "parallel"},
     {"kernels", "stored"},
     {"formats"},
     {"backends", "checkpoint"},
