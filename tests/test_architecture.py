@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "glm_portable"
 
 LAYERS = [
-    {"errors"},
+    {"errors", "host"},
     {"modelslim"},
     {"config", "shards", "hub", "pocket", "tasks"},
     {"ops", "tokenizer"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"engine", "verify"},
     {"serve"},
     {"glm", "evaluate", "tune", "convert"},
-    {"bench", "options", "terminal"},
+    {"bench", "options", "terminal", "doctor"},
     {"commands"},
     {"cli"},
 ]
