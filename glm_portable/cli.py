@@ -1,4 +1,4 @@
-"""The command line: `glm-portable serve | generate | chat | doctor | ...`."""
+"""The command line: `glm-portable serve | generate | chat | doctor | verify | convert ...`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glm_portable.options import F, Group, config_option, kebab, option
+from glm_portable.verify.command import verify
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help and --version need not
     from glm_portable.glm import GLM
@@ -229,6 +230,9 @@ def tune(model: str | None, **options: Any) -> None:
     from glm_portable.tune.command import run_tune
 
     run_tune(model, **options)
+
+
+main.add_command(verify)
 
 
 @main.command()

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "glm_portable"
 
 LAYERS = [
     {"errors", "host"},
-    {"modelslim"},
+    {"modelslim", "options"},
     {"config", "shards", "hub", "pocket", "tasks"},
     {"ops", "tokenizer"},
     {"kernels", "stored"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"engine", "verify"},
     {"serve"},
     {"glm", "evaluate", "tune", "convert"},
-    {"bench", "options", "terminal", "doctor"},
+    {"bench", "terminal", "doctor"},
     {"commands"},
     {"cli"},
 ]
