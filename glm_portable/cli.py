@@ -1,4 +1,4 @@
-"""The command line: `glm-portable serve | generate | chat | evaluate | convert | bench`."""
+"""The command line: `glm-portable serve | generate | chat | evaluate | convert | verify ...`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glm_portable.options import F, Group, config_option, kebab, option
+from glm_portable.verify.command import verify
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help and --version need not
     from glm_portable.glm import GLM
@@ -230,6 +231,8 @@ def tune(model: str | None, **options: Any) -> None:
 
     run_tune(model, **options)
 
+
+main.add_command(verify)
 
 LOAD_OPTIONS = (
     "backend",
