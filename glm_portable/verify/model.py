@@ -1,8 +1,8 @@
 """A whole model on one backend against the reference, as a stream of verdicts.
 
-`checks` runs prompts in a prefill and some decode steps through the backend and through the
-reference in float64, and says part by part how far apart they are; plain PyTorch in the backend's
-type is the yardstick (see metrics).
+`checks` runs prompts through the backend and through the reference in float64, or against what a
+golden file keeps of it, and says part by part how far apart they are; plain PyTorch in the
+backend's type is the yardstick (see metrics).
 """
 
 from collections.abc import Iterator
@@ -13,34 +13,80 @@ import torch
 
 from glm_portable import ops
 from glm_portable.ops import Ops
+from glm_portable.verify import drafts, generation, needles
+from glm_portable.verify.against import forced, judged
+from glm_portable.verify.golden.build import check_subject, in_memory
+from glm_portable.verify.golden.record import Golden
 from glm_portable.verify.layers import Compared, Runner, compare
 from glm_portable.verify.metrics import FLOOR, K
+from glm_portable.verify.paths import consistent
 from glm_portable.verify.results import Check, Status
 from glm_portable.verify.subject import Subject
+from glm_portable.verify.walk import prefill
 from glm_portable.verify.watch import Watched
 
-PARTS = ("layers",)
+PARTS = ("layers", "stream", "paths", "free", "drafts", "greedy", "needles")
+LENGTHS = (35, 19)
+"""Tokens of the prompts where there is no golden file: three pages and two."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """prefill, decode: tokens of the prompt in one step, and one at a time. parts: of PARTS."""
+    """prefill, decode: tokens of the prompt in one step, and one at a time. parts: of PARTS.
+
+    golden: compare with it instead of running the reference; then "layers", "greedy" and
+    "needles", which need the reference beside the backend, are left out. lengths: of prompts with
+    a needle.
+    """
 
     prefill: int = 17
     decode: int = 2
     parts: tuple[str, ...] = PARTS
+    golden: Golden | None = None
+    lengths: tuple[int, ...] = ()
 
 
 DEFAULTS = Options()
+LIVE = ("layers", "greedy", "needles")
 
 
 def checks(machine: Ops, subject: Subject, options: Options = DEFAULTS) -> Iterator[Check]:
     """Every verdict on a subject's model on a backend, the one on what ran last."""
     watched = Watched(machine)
     ours = Runner(subject.judged(cast(Ops, watched)), watched, counts=True)
-    if "layers" in options.parts:
-        yield from _layers(ours, subject, options)
+    live = options.golden is None
+    parts = [part for part in options.parts if live or part not in LIVE]
+    exact = references(subject) if live and set(parts) & set(LIVE) else None
+    if exact is not None and "layers" in parts:
+        yield from _layers(ours, exact, subject, options)
+    if set(parts) & {"stream", "paths", "free", "drafts"}:
+        yield from _against(ours, _golden(subject, options), parts)
+    if exact is not None and "greedy" in parts:
+        yield from generation.greedy(ours, exact, subject)
+    if exact is not None and "needles" in parts:
+        for length in options.lengths:
+            yield from needles.needle(ours, exact, subject, length)
     yield _kernels(watched)
+
+
+def _golden(subject: Subject, options: Options) -> Golden:
+    if options.golden is None:
+        return in_memory(subject, [subject.prompt(n, s) for s, n in enumerate(LENGTHS)])
+    check_subject(options.golden, subject)
+    return options.golden
+
+
+def _against(ours: Runner, golden: Golden, parts: list[str]) -> Iterator[Check]:
+    path = prefill(golden.prompts)
+    whole = forced(ours, golden, path)
+    if "stream" in parts:
+        yield from judged(ours, golden, whole, path)
+    if "drafts" in parts and "mtp.top" in golden.tensors:
+        yield drafts.acceptance(ours, golden, whole)
+    if "free" in parts:
+        yield from generation.free(ours, golden)
+    if "paths" in parts:
+        yield from consistent(ours, golden, whole)
 
 
 def runners(subject: Subject, machine: Ops) -> tuple[Runner, Runner, Runner]:
@@ -59,10 +105,12 @@ def references(subject: Subject) -> tuple[Runner, Runner]:
     return found[0], found[1]
 
 
-def _layers(ours: Runner, subject: Subject, options: Options) -> Iterator[Check]:
+def _layers(
+    ours: Runner, references: tuple[Runner, Runner], subject: Subject, options: Options
+) -> Iterator[Check]:
     ids = subject.prompt(options.prefill + options.decode + 1)
     name = f"prefill {options.prefill}, decode {options.decode}"
-    for part in compare(ours, *references(subject), ids, options.decode):
+    for part in compare(ours, *references, ids, options.decode):
         yield verdict(part, name)
 
 

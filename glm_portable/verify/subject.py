@@ -17,7 +17,7 @@ from glm_portable.model import Model
 from glm_portable.ops import Ops
 from glm_portable.tasks import generate
 from glm_portable.tokenizer import Tokenizer
-from glm_portable.verify.generated import CONFIGS, small_checkpoint
+from glm_portable.verify.generated import small_checkpoint
 from glm_portable.verify.quantised import QuantisedCheckpoint
 
 FORMATS: dict[str, Callable[..., Checkpoint]] = {
@@ -79,7 +79,7 @@ class Subject:
 def opened(
     model: str | None = None, config: str | None = None, kind: str = "bf16", seed: int = 0
 ) -> Iterator[Subject]:
-    """MODEL, or a small random checkpoint of one of CONFIGS, or the pocket model."""
+    """MODEL, or a small random checkpoint of one of `generated.CONFIGS`, or the pocket model."""
     if kind not in FORMATS:
         raise UsageError(f"there is no format {kind!r}; use one of {', '.join(FORMATS)}.")
     if config is None:
@@ -88,8 +88,5 @@ def opened(
         return
     if model is not None:
         raise UsageError(f"MODEL {model!r} and the small config {config!r} exclude each other.")
-    with tempfile.TemporaryDirectory(prefix="glm-portable-") as folder:
-        yield Subject(config, small_checkpoint(config, Path(folder), seed), kind, seed)
-
-
-SMALL = tuple(CONFIGS)
+    with tempfile.TemporaryDirectory(prefix="glm-portable-") as temporary:
+        yield Subject(config, small_checkpoint(config, Path(temporary), seed), kind, seed)

@@ -109,10 +109,11 @@ def replay(
 ) -> tuple[Tensor, Tensor]:
     """A router's result with the given experts: its own where it chose these, in any order.
 
-    So one flip does not change all that follows, and each layer can be judged by itself.
+    So one flip does not change all that follows, and each layer can be judged by itself. A row
+    given as -1 is free.
     """
     given = given_TK.to(experts_TK.device, experts_TK.dtype)
-    other = (given.sort(-1).values != experts_TK.sort(-1).values).any(-1)
+    other = (given.sort(-1).values != experts_TK.sort(-1).values).any(-1) & (given[:, 0] >= 0)
     if not other.any():
         return weights_TK, experts_TK
     weights, experts = weights_TK.clone(), experts_TK.clone()
