@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "glm_portable"
 
 LAYERS = [
     {"errors"},
-    {"modelslim"},
-    {"config", "shards", "hub", "pocket", "tasks", "options"},
+    {"modelslim", "options"},
+    {"config", "shards", "hub", "pocket", "tasks"},
     {"ops", "tokenizer"},
     {"kernels", "stored"},
     {"formats"},

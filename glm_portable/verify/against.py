@@ -225,6 +225,6 @@ def diverged(golden: Golden, ours: Summary, noise: float, measures: dict[str, fl
         return []
     worst = behind.max().item()
     return [
-        f"{wrong} of {len(other)} likeliest tokens are others, up to {worst:.3g} behind in logprob, "
-        f"and rounding explains {2 * K * noise:.3g}"
+        f"{wrong} of {len(other)} likeliest tokens are others, up to {worst:.3g} behind in "
+        f"logprob, and rounding explains {2 * K * noise:.3g}"
     ]

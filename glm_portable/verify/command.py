@@ -3,30 +3,42 @@
 Imports of torch, and of all that needs it, are in the commands' bodies.
 """
 
+from typing import Any
+
 import click
 
-from glm_portable.options import Group, config_option, option
+from glm_portable.options import Group
+from glm_portable.verify import model_command, report
+from glm_portable.verify.results import ENVIRONMENT
 
 
-@click.group(cls=Group)
+class Unusable(click.UsageError):
+    """Options that make no sense."""
+
+    exit_code = ENVIRONMENT
+
+
+class VerifyGroup(Group):
+    """2 means "unsupported" here: what cannot be run at all, options included, is 3."""
+
+    exit_code = ENVIRONMENT
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise Unusable(error.format_message(), error.ctx) from error
+
+
+@click.group(cls=VerifyGroup)
 def verify() -> None:
-    """Judge a backend, a deployment or an endpoint. Exit codes: 0 pass, 1 fail, 2 unsupported."""
+    """Judge a backend, a deployment or an endpoint.
+
+    Exit codes: 0 passed, 1 a numeric failure, 2 something is unsupported, 3 it could not be run.
+    """
 
 
-@verify.command()
-@click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL")
-@option("--backend", default="auto", help="The backend to judge.")
-@option("--virtual", metavar="CHIP", help="Simulate a chip, such as gfx942: takes minutes.")
-@option("--small", type=click.Choice(["glm-4.5-like", "air-like"]),
-        help="A small random checkpoint in place of MODEL.")  # fmt: skip
-@option("--format", "kind", type=click.Choice(["bf16", "fp8", "w8a8"]), default="bf16",
-        help="fp8 and w8a8 quantise a plain MODEL while loading it.")  # fmt: skip
-@option("--prefill", type=click.IntRange(1), default=17, help="Tokens of a prompt in one step.")
-@option("--decode", type=click.IntRange(0), default=2, help="Tokens one at a time, after these.")
-@option("--seed", type=int, default=0, help="Of prompts, and of a small checkpoint's weights.")
-@config_option
-def model(model: str | None, **options: object) -> None:
-    """Compare MODEL (the pocket model) on a backend with the reference, part by part."""
-    from glm_portable.verify.run import run_model
-
-    raise SystemExit(run_model(model, **options))
+verify.add_command(report.main)
+verify.add_command(model_command.model)
+verify.add_command(model_command.golden)

@@ -23,7 +23,7 @@ from glm_portable.verify.paths import consistent
 from glm_portable.verify.results import Check, Status
 from glm_portable.verify.subject import Subject
 from glm_portable.verify.walk import prefill
-from glm_portable.verify.watch import Watched
+from glm_portable.verify.watch import Refused, Watched
 
 PARTS = ("layers", "stream", "paths", "free", "drafts", "greedy", "needles")
 LENGTHS = (35, 19)
@@ -53,7 +53,11 @@ LIVE = ("layers", "greedy", "needles")
 def checks(machine: Ops, subject: Subject, options: Options = DEFAULTS) -> Iterator[Check]:
     """Every verdict on a subject's model on a backend, the one on what ran last."""
     watched = Watched(machine)
-    ours = Runner(subject.judged(cast(Ops, watched)), watched, counts=True)
+    try:
+        ours = Runner(subject.judged(cast(Ops, watched)), watched, counts=True)
+    except Refused as refusal:
+        yield Check("model", "weights", subject.kind, Status.UNSUPPORTED, note=str(refusal))
+        return
     live = options.golden is None
     parts = [part for part in options.parts if live or part not in LIVE]
     exact = references(subject) if live and set(parts) & set(LIVE) else None

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm_portable.backends.reference import mix
 from glm_portable.config import ModelConfig
+from glm_portable.errors import UsageError
 from glm_portable.kernels.launch import observed
-from glm_portable.ops import Ops
+from glm_portable.ops import Ops, Weight
 
 PRODUCTS = {"linear", "mm", "addmm", "bmm", "matmul", "_scaled_mm", "_grouped_mm"}
 TORCHS_OWN = {"aten", "prim", "prims", "_c10d_functional", "c10d", "profiler"}
@@ -29,6 +30,10 @@ class Routing:
 
     x_TD: Tensor
     experts_TK: Tensor
+
+
+class Refused(UsageError):
+    """The backend does not take a weight of this format."""
 
 
 class Watched:
@@ -54,6 +59,12 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._ops, name)
         return self._counted(name, found) if name in OWN_KERNELS else found
+
+    def pack(self, w: Weight) -> Weight:
+        try:
+            return self._ops.pack(w)
+        except UsageError as error:
+            raise Refused(str(error)) from error
 
     @property
     def on_device(self) -> bool:
