@@ -65,7 +65,7 @@ def _entered(seen: Counter[str]) -> Iterator[None]:
     def on_call(frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
         if name := BODIES.get(frame.f_code):
             seen[name] += 1
-        return before(frame, event, argument) if before is not None else None
+        return cast(Any, before)(frame, event, argument) if before is not None else None
 
     sys.settrace(on_call)
     try:

@@ -120,6 +120,6 @@ def _fields(
 
 def _broken_promises(ops: Ops, repeated: dict[str, float]) -> Iterator[str]:
     if getattr(ops, "deterministic", False) and repeated.get("repeats") == 0:
-        yield "the same call gave other bits the second time, which this backend promises it does not"
+        yield "the same call gave other bits the second time, against the promise"
     if getattr(ops, "batch_invariant", False) and repeated.get("batch_invariant") == 0:
         yield "the first rows have other bits without the rows beside them, against the promise"
