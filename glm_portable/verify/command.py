@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from glm_portable.options import Group
-from glm_portable.verify import report
+from glm_portable.verify import report, suite
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -40,3 +40,5 @@ def verify() -> None:
 
 
 verify.add_command(report.main)
+verify.add_command(suite.ops)
+verify.add_command(suite.make)
