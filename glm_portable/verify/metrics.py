@@ -68,7 +68,11 @@ def faults(actual: Tensor, plain: Tensor, exact: Tensor) -> list[str]:
 
     plain: plain PyTorch in the precision of `actual`. exact: the same computation in float64.
     """
-    ours, theirs = distance(actual, exact), distance(plain, exact)
+    return judge(distance(actual, exact), distance(plain, exact))
+
+
+def judge(ours: Distance, theirs: Distance, slope: float = SLOPE) -> list[str]:
+    """`faults` by distances: ours and plain PyTorch's. slope: what is always allowed in it."""
     found = []
     if not ours.finite:
         found.append("infinite or NaN values are not where the exact result has them")
@@ -77,7 +81,7 @@ def faults(actual: Tensor, plain: Tensor, exact: Tensor) -> list[str]:
     limit = K * theirs.error + FLOOR
     if not ours.error <= limit:
         found.append(f"error {ours.error:.3g} exceeds {limit:.3g} ({K:g} times plain PyTorch's)")
-    drift = K * abs(theirs.slope - 1) + SLOPE
+    drift = K * abs(theirs.slope - 1) + slope
     if not abs(ours.slope - 1) <= drift:
         found.append(f"slope {ours.slope:.5f} is further than {drift:.3g} from 1")
     limit = K_TAIL * theirs.tail + 10 * FLOOR

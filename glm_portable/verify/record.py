@@ -70,7 +70,7 @@ class Recorded(Wrapped):
     """records: the calls since the last `start`, in order."""
 
     def __init__(self, watched: Watched) -> None:
-        super().__init__(watched)  # type: ignore[arg-type]  # it passes on what it has not
+        super().__init__(watched)
         self.watched = watched
         self.records: list[Record] = []
         self._originals: dict[int, tuple[Weight, Weight]] = {}

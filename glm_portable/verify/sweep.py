@@ -145,7 +145,8 @@ class Sweep:
         )
         if moe is None:
             return rows
-        seen = flips(*(joined(routings[w]) for w in (who, "plain", "exact")), moe)
+        actual, plain, exact = (joined(routings[w]) for w in (who, "plain", "exact"))
+        seen = flips(actual, plain, exact, moe)
         flipped, wrong = (int(t.sum()) for t in (seen.flipped_T, seen.unexplained_T))
         found = rows.findings
         if wrong:
