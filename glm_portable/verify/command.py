@@ -9,6 +9,7 @@ import click
 
 from glm_portable.options import Group
 from glm_portable.verify import model_command, report, suite
+from glm_portable.verify.faults import command as faults_command
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -44,3 +45,4 @@ verify.add_command(suite.ops)
 verify.add_command(suite.make)
 verify.add_command(model_command.model)
 verify.add_command(model_command.golden)
+verify.add_command(faults_command.main)
