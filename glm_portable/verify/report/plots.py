@@ -59,7 +59,8 @@ def errors(checks: Sequence[Check]) -> Errors | None:
 
 
 def _strip(group: Group, scale: Log, keys: dict[int, int]) -> Strip:
-    ordered = sorted(group.checks, key=_ratio)  # the worst are drawn last, on top
+    # What fails is drawn last, on top, even if it fails for something else than its error.
+    ordered = sorted(group.checks, key=lambda c: (c.status is Status.FAIL, _ratio(c)))
     points = [
         Point(
             keys[id(check)],
@@ -69,7 +70,7 @@ def _strip(group: Group, scale: Log, keys: dict[int, int]) -> Strip:
         )
         for check in ordered
     ]
-    return Strip(group.level, group.label, points, figure(_ratio(ordered[-1])))
+    return Strip(group.level, group.label, points, figure(max(map(_ratio, ordered))))
 
 
 def _ratio(check: Check) -> float:

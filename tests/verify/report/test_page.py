@@ -4,6 +4,7 @@ import base64
 import hashlib
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,14 @@ def test_the_limit_parts_what_is_allowed_from_what_is_not(share: float) -> None:
     assert points[1].at == 0.0 < plot.limit < points[2].at == 100.0
     assert 0 < points[0].at < 100
     assert [t.at for t in plot.scale.ticks if t.label == "1"] == [plot.limit]
+
+
+def test_what_fails_is_drawn_on_top_of_what_passes() -> None:
+    nearer = replace(layer(3), measures={"error": 0.9, "allowed": 1.0})
+    plot = errors([layer(2, unexplained=1), nearer])
+    assert plot is not None
+    (strip,) = plot.strips
+    assert [point.failed for point in strip.points] == [False, True] and strip.worst == "0.9"
 
 
 def test_a_decade_is_as_wide_as_any_other() -> None:
