@@ -7,9 +7,10 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+if TYPE_CHECKING:  # importing it takes seconds, which --help need not
+    import torch
 
 ROOT = Path(__file__).parents[3]
 
@@ -19,11 +20,13 @@ class Backend(Protocol):
     driver and libraries, in the order to be shown."""
 
     name: str
-    device: torch.device
+    device: "torch.device"
 
 
 def about(backend: Backend | None = None) -> dict[str, str]:
     """For `Report.about`; without a backend (of a server nothing is known) only this machine."""
+    import torch
+
     found: dict[str, str] = {}
     if backend is not None:
         found["backend"] = backend.name
