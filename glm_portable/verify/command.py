@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from glm_portable.options import Group
-from glm_portable.verify import model_command, report
+from glm_portable.verify import model_command, report, suite
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -40,5 +40,7 @@ def verify() -> None:
 
 
 verify.add_command(report.main)
+verify.add_command(suite.ops)
+verify.add_command(suite.make)
 verify.add_command(model_command.model)
 verify.add_command(model_command.golden)
