@@ -21,7 +21,7 @@ LAYERS = [
     {"engine", "verify"},
     {"serve"},
     {"glm", "evaluate", "tune", "convert"},
-    {"bench", "options", "terminal"},
+    {"bench", "options", "terminal", "processes"},
     {"commands"},
     {"cli"},
 ]
