@@ -77,6 +77,10 @@ class Checkpoint:
         for entry in left_out:
             self._count(entry)
 
+    def names(self) -> list[str]:
+        """Every tensor, in the order of the files."""
+        return list(self._entries)
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds a tensor of this full name."""
         return name in self._entries
@@ -95,6 +99,14 @@ class Checkpoint:
         if out.dim() == 1:
             check_finite(out, entry)
         return out
+
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Rows of a plain matrix in our dtype, where the whole of it need not be in memory."""
+        entry = self._entries.get(name)
+        if entry is None or entry.dtype in KINDS or len(entry.shape) != 2:
+            raise UsageError(f"{name} in {self.folder} is no plain matrix to read by rows.")
+        self._used(name)
+        return entry.rows(begin, end).to(self.device, self.dtype)
 
     def weight(
         self, modules: Sequence[str], out_features: Sequence[int], in_features: int

@@ -30,11 +30,13 @@ from glm_portable.parallel import Parallel
 class Trace:
     """What a forward pass leaves behind when it is asked to, for comparing backends.
 
-    residuals: (T, D) per main layer, the residual stream as it enters the layer.
+    residuals: (T, D) per main layer, the residual stream as it enters the layer. last: as it
+    leaves the last one.
     routed: layer -> (weights_TK, experts_TK) of its router.
     """
 
     residuals: list[Tensor] = field(default_factory=list)
+    last: Tensor | None = None
     routed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
@@ -269,7 +271,10 @@ class Model:
         rotary = Rotary.at(step.positions_T, self.config, self.dtype)
         for layer, cache in zip(self.layers, caches[: len(self.layers)], strict=True):
             x, residual = layer(x, residual, rotary, cache, step, trace)
-        return self.ops.rms_norm(x, self.norm, self.config.rms_norm_eps, residual)[0]
+        normed, residual = self.ops.rms_norm(x, self.norm, self.config.rms_norm_eps, residual)
+        if trace is not None:
+            trace.last = residual
+        return normed
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """(T, V), float32 at least; rows of the vocabulary beyond the tokenizer's are untrained."""
