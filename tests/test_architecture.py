@@ -23,7 +23,7 @@ LAYERS = [
     {"serve"},
     {"verify"},
     {"glm", "evaluate", "tune", "convert"},
-    {"bench", "terminal", "doctor"},
+    {"bench", "terminal", "doctor", "processes"},
     {"commands"},
     {"cli"},
 ]
