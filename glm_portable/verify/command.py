@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from glm_portable.options import Group
-from glm_portable.verify import report
+from glm_portable.verify import model_command, report
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -40,3 +40,5 @@ def verify() -> None:
 
 
 verify.add_command(report.main)
+verify.add_command(model_command.model)
+verify.add_command(model_command.golden)
