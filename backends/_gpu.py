@@ -12,11 +12,13 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glm_portable.backends._host import driver, processor, versions
 from glm_portable.backends.reference import quantize_per_token
 from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
@@ -70,6 +72,7 @@ class GpuOps:
     them; a simulator's launch, with tensors on the host, runs the same code without the chip.
     """
 
+    collectives = "nccl"  # torch calls RCCL so too
     page_size = 64  # the keys of one step of the attention kernel: one look-up serves them all
 
     def __init__(self, name: str, device: torch.device, target: Target, launch: Launch) -> None:
@@ -200,6 +203,18 @@ class GpuOps:
             tokens * k, routing,
         )  # fmt: skip
         return combine(self.launch, parts, experts_TK, count)
+
+    def describe(self) -> dict[str, str]:
+        """Chip, driver, runtime and compiler, as far as the system tells them."""
+        if self.device.type == "cpu":
+            chip = {"chip": f"{self.target.arch}, simulated on {processor()}"}
+            return chip | versions("triton")
+        chip = {"chip": f"{torch.cuda.get_device_name(self.device)} ({self.target.arch})"}
+        if self.target.is_amd:
+            chip |= driver(Path("/sys/module/amdgpu/version"), r"^(\S+)")
+            return chip | {"ROCm": f"{torch.version.hip}"} | versions("triton")
+        chip |= driver(Path("/proc/driver/nvidia/version"), r"Module\s.*?(\d+(?:\.\d+)+)")
+        return chip | {"CUDA": f"{torch.version.cuda}"} | versions("triton")
 
     def _tell_of_dequantising(self, w: Weight) -> None:
         """Once for each kind of weight, not for each of thousands."""

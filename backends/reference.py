@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glm_portable.backends._host import processor
 from glm_portable.config import ModelConfig
 from glm_portable.ops import KVCache, Step, Weight
 
@@ -14,6 +15,11 @@ device = torch.device("cpu")
 page_size = 16
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
+
+
+def describe() -> dict[str, str]:
+    """The processor."""
+    return {"chip": processor()}
 
 
 def pack(w: Weight) -> Weight:

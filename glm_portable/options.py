@@ -23,7 +23,9 @@ def kebab(name: str) -> str:
 
 
 class Group(click.Group):
-    """A group whose commands turn UsageError into one sentence and exit code 2."""
+    """A group whose commands turn UsageError into one sentence and an exit code."""
+
+    exit_code = 2
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
@@ -31,7 +33,7 @@ class Group(click.Group):
             return super().invoke(ctx)
         except UsageError as error:
             click.echo(f"Error: {error}", err=True)
-            ctx.exit(2)
+            ctx.exit(self.exit_code)
 
 
 def option(*declarations: str, **attributes: Any) -> Callable[[F], F]:

@@ -10,18 +10,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "glm_portable"
 
 LAYERS = [
-    {"errors"},
-    {"modelslim"},
+    {"errors", "host"},
+    {"modelslim", "options"},
     {"config", "shards", "hub", "pocket", "tasks"},
-    {"ops", "tokenizer"},
+    {"ops", "tokenizer", "parallel"},
     {"kernels", "stored"},
     {"formats"},
     {"backends", "checkpoint"},
-    {"model", "virtual"},
+    {"model"},
+    {"virtual"},
     {"engine", "verify"},
     {"serve"},
     {"glm", "evaluate", "tune", "convert"},
-    {"bench", "options", "terminal"},
+    {"bench", "terminal", "doctor"},
     {"commands"},
     {"cli"},
 ]

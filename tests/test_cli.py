@@ -1,5 +1,7 @@
 """The command line: options from three places, errors as one sentence, what is printed."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,12 @@ def run(*arguments: str, text: str | None = None, env: dict[str, str] | None = N
 def test_version() -> None:
     result = run("--version")
     assert result.exit_code == 0 and result.output.startswith("glm-portable, version 0.")
+
+
+def test_help_does_without_torch() -> None:
+    """It takes seconds to import, more on a busy machine."""
+    code = "import sys, glm_portable.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_generate_prints_the_answer_alone_on_stdout() -> None:

@@ -16,11 +16,13 @@ and a rotation narrower than 32.
 """
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from glm_portable.backends._host import driver, found, processor, versions
 from glm_portable.backends.ascend import attention, experts, linear, router
 from glm_portable.backends.ascend.chip import Chip
 from glm_portable.config import ModelConfig
@@ -28,6 +30,9 @@ from glm_portable.errors import UsageError
 from glm_portable.ops import KVCache, Step, Weight
 
 __all__ = ["AscendOps", "connect", "virtual"]
+
+DRIVER = Path("/usr/local/Ascend/driver/version.info")
+CANN = Path("/usr/local/Ascend/ascend-toolkit/latest/version.cfg")
 
 
 class AscendOps:
@@ -37,6 +42,7 @@ class AscendOps:
     """
 
     name = "ascend"
+    collectives = "hccl"
     formats = frozenset({"bf16", "w8a8", "int8"})
     page_size = 128
     """What the attention operator recommends; it takes other multiples of 16 up to 1024."""
@@ -112,6 +118,15 @@ class AscendOps:
     ) -> Tensor:
         """Sort by expert, two grouped products around the gate, sum over each token's experts."""
         return experts.experts(self.npu, x_TD, gate_up_E2FD, down_EDF, weights_TK, experts_TK)
+
+    def describe(self) -> dict[str, str]:
+        """Chip, driver, CANN and torch_npu, as far as the system tells them."""
+        chip = f"{self.chip.name} ({self.chip.generation})"
+        if self.device.type == "cpu":
+            return {"chip": f"{chip}, simulated on {processor()}"} | versions("torch-npu")
+        cann = found(CANN, r"^toolkit_running_version=\[([^\]]+)\]")
+        said = {"chip": chip} | driver(DRIVER, r"^Version=(\S+)")
+        return said | ({} if cann is None else {"CANN": cann}) | versions("torch-npu")
 
 
 def connect() -> AscendOps:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_portable.backends import reference
+from glm_portable.backends._host import processor
 from glm_portable.backends.cpu import native
 from glm_portable.backends.reference import (
     choose,
@@ -32,8 +33,8 @@ from glm_portable.config import ModelConfig
 from glm_portable.ops import KVCache, Step, Weight
 
 __all__ = [
-    "attend", "device", "experts", "kernel", "linear", "name", "pack", "page_size", "rms_norm",
-    "rope_store", "route", "silu_mul",
+    "attend", "describe", "device", "experts", "kernel", "linear", "name", "pack", "page_size",
+    "rms_norm", "rope_store", "route", "silu_mul",
 ]  # fmt: skip
 
 name = "cpu"
@@ -54,6 +55,12 @@ FEW_TOKENS = 16
 def kernel() -> str:
     """What multiplies BF16 matrices here; builds the native kernel if that has not been done."""
     return "oneDNN" if native.library() is None else "native AVX512-BF16"
+
+
+def describe() -> dict[str, str]:
+    """The processor, threads, and what multiplies BF16."""
+    threads = str(torch.get_num_threads())
+    return {"chip": processor(), "threads": threads, "BF16 products": kernel()}
 
 
 def pack(w: Weight) -> Weight:

@@ -1,0 +1,222 @@
+"""Two backends through a model part by part, each on the input that the first one's part had.
+
+Beside the two run plain PyTorch in the same type and float64. Each of them also runs on from what
+it computed itself, which is how the model would be used: so it shows from where on a difference is
+more than rounding. The memory is that of one part of one of them at a time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glm_portable.checkpoint import Checkpoint
+from glm_portable.config import ModelConfig
+from glm_portable.model import MoE
+from glm_portable.ops import Ops
+from glm_portable.verify.metrics import FLOOR, K, distance
+from glm_portable.verify.op_rule import Groups, Judged, judge_rows, worst_of
+from glm_portable.verify.parts import Flow, Opener, Part, embedding, open_part, part_names
+from glm_portable.verify.routing import flips
+from glm_portable.verify.scenario import Scenario
+from glm_portable.verify.steered import Steered
+from glm_portable.verify.watch import Routing
+
+FREE_SLOPE = 0.01
+"""Of a model left to itself: what its layers add is correlated, so its slope scatters more."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on a backend. weights: in its memory. open_part: loads one part of it."""
+
+    label: str
+    ops: Ops
+    weights: Checkpoint
+    open_part: Opener = open_part
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.dtype
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one of the two did in one part. taught: on the given input. free: left to itself."""
+
+    taught: Judged
+    free: Judged
+
+
+@dataclass(frozen=True)
+class PartSeen:
+    i: int
+    name: str
+    a: Side
+    b: Side
+
+
+@dataclass
+class Sweep:
+    """given: of every part that was run, the input of A's, each step's."""
+
+    a: Subject
+    b: Subject
+    plain: Subject
+    exact: Subject
+    config: ModelConfig
+    scenario: Scenario
+    given: list[list[Flow]] = field(default_factory=list)
+    found: list[list[Flow]] = field(default_factory=list)
+    choices: list[list[Tensor]] = field(default_factory=list)
+    exact_left: list[Tensor] = field(default_factory=list)
+    plain_left: list[Tensor] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return part_names(self.config, has_mtp(self.config, self.exact.weights))
+
+    def run(self) -> Iterator[PartSeen]:
+        """One part after the other."""
+        begin = first_flows(self.scenario, self.config, self.exact.weights, self.a.dtype)
+        flows = {who: begin for who in ("a", "b", "plain", "exact")}
+        with torch.inference_mode():
+            for i, name in enumerate(self.names):
+                yield self._part(i, name, flows)
+
+    def _part(self, i: int, name: str, flows: dict[str, list[Flow]]) -> PartSeen:
+        """`flows` are those of the models left to themselves; of A there is no other."""
+        given = flows["a"]
+        self.given.append(given)
+        added: dict[str, Tensor] = {}
+        left: dict[str, Tensor] = {}
+        routings: dict[str, list[Routing]] = {}
+        choices: list[Tensor] = []
+        for who in ("a", "b", "plain", "exact"):
+            subject: Subject = getattr(self, who)
+            steered = Steered(subject.ops)
+            part = subject.open_part(i, self.config, cast(Ops, steered), subject.weights)
+            found = self._steps(subject, part, steered, given, choices)
+            added[who] = torch.cat([part.added(g, f) for g, f in zip(given, found, strict=True)])
+            routings[who] = steered.routings[:]
+            if who == "a":
+                choices = [routing.experts_TK for routing in routings["a"]]
+                self.found.append(found)
+                self.choices.append(choices)
+            else:
+                found = self._steps(subject, part, steered, flows[who], choices)
+            flows[who] = found
+            left[who] = torch.cat([part.left(flow) for flow in found])
+        self.exact_left.append(left["exact"])
+        self.plain_left.append(left["plain"])
+        sides = [
+            Side(
+                self._taught(added, routings, who, part.moe),
+                judge_free(left[who], left["plain"], left["exact"], by_step(self.scenario)),
+            )
+            for who in ("a", "b")
+        ]
+        return PartSeen(i, name, *sides)
+
+    def _steps(
+        self,
+        subject: Subject,
+        part: Part,
+        steered: Steered,
+        given: Sequence[Flow],
+        choices: Sequence[Tensor],
+    ) -> list[Flow]:
+        steered.steer(choices)
+        return run_steps(subject, part, self.config, self.scenario, given)
+
+    def _taught(
+        self,
+        added: dict[str, Tensor],
+        routings: dict[str, list[Routing]],
+        who: str,
+        moe: MoE | None,
+    ) -> Judged:
+        """moe: the exact one."""
+        rows = judge_rows(
+            "result", added[who], added["plain"], added["exact"], by_step(self.scenario)
+        )
+        if moe is None:
+            return rows
+        seen = flips(*(joined(routings[w]) for w in (who, "plain", "exact")), moe)
+        flipped, wrong = (int(t.sum()) for t in (seen.flipped_T, seen.unexplained_T))
+        found = rows.findings
+        if wrong:
+            found += (f"{wrong} of {len(seen.flipped_T)} tokens go to other experts unexplained",)
+        return Judged(found, rows.worst, rows.plain, flipped - wrong, wrong)
+
+
+def run_steps(
+    subject: Subject,
+    part: Part,
+    config: ModelConfig,
+    scenario: Scenario,
+    given: Sequence[Flow],
+    on_step: Callable[[int], None] = lambda step: None,
+) -> list[Flow]:
+    """A part through all steps with fresh pages; results on the host. on_step: before each."""
+    device, dtype = subject.ops.device, subject.dtype
+    cache = scenario.caches(config, dtype, device)
+    found = []
+    for s, flow in enumerate(given):
+        on_step(s)
+        here = tuple(x.to(device, dtype) for x in flow)
+        next_ids = scenario.ids(s, ahead=1).to(device)
+        out = part.run(here, next_ids, scenario.build(s, device), cache)
+        found.append(tuple(x.detach().to("cpu", copy=True) for x in out))
+    return found
+
+
+def first_flows(
+    scenario: Scenario, config: ModelConfig, weights: Checkpoint, dtype: torch.dtype
+) -> list[Flow]:
+    """The embedded tokens of each step."""
+    table = embedding(config, weights)
+    ids = [scenario.ids(s) for s in range(len(scenario.steps))]
+    return [(F.embedding(i.to(table.device), table).to("cpu", dtype),) for i in ids]
+
+
+def judge_free(ours: Tensor, plain: Tensor, exact: Tensor, groups: Groups) -> Judged:
+    """Of models left to themselves single numbers are no measure: the error and the slope are."""
+    return worst_of([_judge_free(w, ours[r], plain[r], exact[r]) for w, r in groups])
+
+
+def _judge_free(words: str, ours: Tensor, plain: Tensor, exact: Tensor) -> Judged:
+    off, allowed = distance(ours, exact), distance(plain, exact)
+    limit = K * allowed.error + FLOOR
+    found = []
+    if not (off.finite and off.error <= limit):
+        found.append(f"error {off.error:.3g} exceeds {limit:.3g} ({K:g} times plain PyTorch's)")
+    drift = FREE_SLOPE + K * abs(allowed.slope - 1)
+    if not abs(off.slope - 1) <= drift:
+        found.append(f"slope {off.slope:.5f} is further than {drift:.3g} from 1")
+    return Judged(tuple(f"result{words}: {fault}" for fault in found), off, allowed)
+
+
+def by_step(scenario: Scenario) -> Groups:
+    """All rows, and those of each step."""
+    groups, begin = [("", slice(None))], 0
+    for s, name in enumerate(scenario.names):
+        count = sum(n for _, _, n in scenario.steps[s])
+        groups.append((f" in {name}", slice(begin, begin + count)))
+        begin += count
+    return groups
+
+
+def joined(routings: Sequence[Routing]) -> Routing:
+    return Routing(
+        torch.cat([r.x_TD for r in routings]), torch.cat([r.experts_TK for r in routings])
+    )
+
+
+def has_mtp(config: ModelConfig, weights: Checkpoint) -> bool:
+    """As the model decides it: tools that re-save a checkpoint drop the layer's tensors."""
+    prefix = f"model.layers.{config.num_hidden_layers}"
+    return config.num_nextn_predict_layers > 0 and weights.has(f"{prefix}.eh_proj.weight")
