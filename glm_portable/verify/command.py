@@ -9,6 +9,8 @@ import click
 
 from glm_portable.options import Group
 from glm_portable.verify import report
+from glm_portable.verify.difference.command import diff
+from glm_portable.verify.endpoint.command import endpoint, endpoint_reference
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -40,3 +42,6 @@ def verify() -> None:
 
 
 verify.add_command(report.main)
+verify.add_command(endpoint)
+verify.add_command(endpoint_reference)
+verify.add_command(diff)

@@ -62,7 +62,7 @@ def beside_others(exam: Exam, notes: Notes) -> None:
             f"{len(wide)} answers part from those given alone where one token was clearly ahead, "
             f"such as {question.text!r} at a margin of {margin:.2f} nats",
             "requests disturb each other: pages or masks of a batch are mixed up (vllm#46262, "
-            "vllm-ascend#11317)",
+            "vllm#23138)",
         )
     if parted and not extra:
         notes.remarks.append(

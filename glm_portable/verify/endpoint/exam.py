@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from glm_portable.errors import UsageError
 from glm_portable.serve.chat import Format
 from glm_portable.verify.endpoint.chat import Question, Said, ask, ask_streaming
 from glm_portable.verify.endpoint.client import Broken, Client, Refused, Stream
@@ -29,6 +30,16 @@ class Settings:
     longest: int = 32768
     tolerance: float = 3.0
     seed: int = 9000
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "concurrency", "repeats", "longest", "tolerance"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it has to be more than 0.")
+
+    @property
+    def most(self) -> int:
+        """Connections that are needed at once."""
+        return self.concurrency + 4
 
 
 @dataclass

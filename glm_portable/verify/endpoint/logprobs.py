@@ -56,7 +56,8 @@ def _judge(notes: Notes, spread: Spread, plain: Mapping[str, float], tolerance: 
     else:
         limits, least = {"kl_mean": ALLOWED_MEAN}, LEAST_SAME_TOP
         notes.remarks.append("the reference has no yardstick: only gross differences fail")
-    notes.measures |= {f"allowed_{name}": limit for name, limit in limits.items()}
+    nearest = max(limits, key=lambda name: found[name] / limits[name])
+    notes.measures |= {"error": found[nearest], "allowed": limits[nearest]}
     for name, limit in limits.items():
         if found[name] > limit:
             measured = f"{name} {found[name]:.3g} nats, over {limit:.3g}"

@@ -1,7 +1,6 @@
 """The examination of a server: find out what it serves, then one check after the other."""
 
-from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from glm_portable.verify.endpoint.client import MODELS, Broken, Client, Refused
 from glm_portable.verify.endpoint.conversations import user
 from glm_portable.verify.endpoint.exam import Exam, Item, Settings, judge
 from glm_portable.verify.endpoint.reference import Reference, published
-from glm_portable.verify.results import Check, Report
+from glm_portable.verify.results import Check
 
 ITEMS = (
     Item("prompt", "prompt", "tokens of known conversations", prompts.conversations),
@@ -56,18 +55,15 @@ GROUPS = tuple(dict.fromkeys(item.group for item in ITEMS))
 NEED_ANSWERS = {"tools", "logprobs", "length", "repetition"}
 
 
-def verify_endpoint(
-    url: str,
+def prepare(
+    client: Client,
     *,
     model: str | None = None,
-    api_key: str | None = None,
     reference: str | None = None,
     only: Sequence[str] = GROUPS,
-    timeout: float = 120.0,
     settings: Settings | None = None,
-    on_check: Callable[[Check], None] = lambda check: None,
-) -> Report:
-    """Examine the server at `url`; on_check gets every check as soon as it is done.
+) -> Exam:
+    """Find out what the server serves, and what to compare it with.
 
     model: what requests call it, the first it lists if None. reference: see `find_reference`.
     only: of GROUPS. Raises UsageError if there is no such server, or no such reference.
@@ -75,26 +71,14 @@ def verify_endpoint(
     unknown = sorted(set(only) - set(GROUPS))
     if unknown:
         raise UsageError(f"{unknown[0]!r} is no group of checks; use {', '.join(GROUPS)}.")
-    settings = settings or Settings()
-    connections = settings.concurrency + 4
-    with Client(url, api_key=api_key, timeout=timeout, connections=connections) as client:
-        name, size = find_model(client, model)
-        answers = bool(NEED_ANSWERS & set(only))
-        compared = find_reference(reference, name, answers=answers)
-        exam = Exam(client, name, size, compared, settings)
-        return Report("endpoint", _about(exam), examine(exam, only, on_check))
+    name, size = find_model(client, model)
+    compared = find_reference(reference, name, answers=bool(NEED_ANSWERS & set(only)))
+    return Exam(client, name, size, compared, settings or Settings())
 
 
-def examine(
-    exam: Exam, only: Sequence[str] = GROUPS, on_check: Callable[[Check], None] = lambda check: None
-) -> list[Check]:
+def examine(exam: Exam, only: Sequence[str] = GROUPS) -> Iterator[Check]:
     """Run the checks of the named groups, in order."""
-    checks = []
-    for item in ITEMS:
-        if item.group in only:
-            checks.append(judge(item, exam))
-            on_check(checks[-1])
-    return checks
+    return (judge(item, exam) for item in ITEMS if item.group in only)
 
 
 def find_model(client: Client, wanted: str | None) -> tuple[str, int | None]:
@@ -163,13 +147,12 @@ def find_reference(wanted: str | None, served: str, *, answers: bool) -> Referen
     return known
 
 
-def _about(exam: Exam) -> dict[str, str]:
-    about = {
+def about(exam: Exam) -> dict[str, str]:
+    """What was examined, and what it was compared with."""
+    found = {
         "server": exam.client.url,
         "model": exam.model,
         "window": str(exam.window or "not told"),
         "compared with": exam.reference.name if exam.reference else prompts.NO_REFERENCE,
     }
-    if exam.reference:
-        about |= exam.reference.about
-    return about | {"glm-portable": metadata.version("glm-portable")}
+    return found | dict(exam.reference.about if exam.reference else {})
