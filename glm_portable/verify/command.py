@@ -9,6 +9,8 @@ import click
 
 from glm_portable.options import Group
 from glm_portable.verify import model_command, report, suite
+from glm_portable.verify.difference.command import diff
+from glm_portable.verify.endpoint.command import endpoint, endpoint_reference
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -44,3 +46,6 @@ verify.add_command(suite.ops)
 verify.add_command(suite.make)
 verify.add_command(model_command.model)
 verify.add_command(model_command.golden)
+verify.add_command(endpoint)
+verify.add_command(endpoint_reference)
+verify.add_command(diff)
