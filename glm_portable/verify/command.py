@@ -9,6 +9,7 @@ import click
 
 from glm_portable.options import Group
 from glm_portable.verify import report
+from glm_portable.verify.bisect_command import bisect, replay
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -40,3 +41,5 @@ def verify() -> None:
 
 
 verify.add_command(report.main)
+verify.add_command(bisect)
+verify.add_command(replay)

@@ -97,7 +97,7 @@ def judge(call: Call, ours: Tensors, sticks: Yardsticks, query_ends: Sequence[in
     return worst_of(judged, strays)
 
 
-Groups = Sequence[tuple[str, slice]]
+Groups = Sequence[tuple[str, slice | list[int]]]
 """Rows that are judged together, all of them first, with words for them."""
 
 
@@ -127,9 +127,11 @@ def worst_of(judged: Sequence[Judged], more: Sequence[str] = ()) -> Judged:
 def by_sequence(query_ends: Sequence[int]) -> Groups:
     """All rows, and those of each sequence."""
     begins = (0, *query_ends[:-1])
-    rows = [slice(begin, end) for begin, end in zip(begins, query_ends, strict=True)]
-    apart = [(f" of sequence {b + 1}", s) for b, s in enumerate(rows)]
-    return [("", slice(None)), *(apart if len(apart) > 1 else [])]
+    groups: list[tuple[str, slice | list[int]]] = [("", slice(None))]
+    if len(query_ends) > 1:
+        for b, (begin, end) in enumerate(zip(begins, query_ends, strict=True)):
+            groups.append((f" of sequence {b + 1}", slice(begin, end)))
+    return groups
 
 
 def _judge_route(call: Call, ours: Tensors, sticks: Yardsticks) -> Judged:
