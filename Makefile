@@ -39,7 +39,7 @@ test-codegen verify-codegen: .venv/kernels
 # The pocket model on both simulated chips against the reference, layer by layer.
 verify-models: .venv/kernels
 	for chip in gfx942 gfx950; do for format in bf16 fp8; do \
-		$(BIN)/python -m glm_portable.verify.model --virtual $$chip --format $$format || exit 1; \
+		$(BIN)/glm-portable verify model --virtual $$chip --format $$format || exit 1; \
 	done; done
 
 # Compiled kernels with one instruction taken out: which the simulator notices.

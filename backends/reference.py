@@ -2,6 +2,8 @@
 by, BF16 to compare rounding with). Reductions that the model defines in float32 are at least that.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -143,10 +145,15 @@ def choose(logits_TE: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor,
         keep = torch.zeros_like(best).scatter_(1, _first_largest(best, cfg.topk_group), 1.0).bool()
         choice = groups.masked_fill(~keep.unsqueeze(-1), float("-inf")).flatten(-2)
     experts = _first_largest(choice, cfg.num_experts_per_tok)
-    weights = scores.gather(1, experts)
+    return mix(scores, experts, cfg), experts.to(torch.int32)
+
+
+def mix(scores_TE: Tensor, experts_TK: Tensor, cfg: ModelConfig) -> Tensor:
+    """The weights (T, K) of chosen experts, by their scores alone."""
+    weights = scores_TE.gather(1, experts_TK)
     if cfg.norm_topk_prob:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return (weights * cfg.routed_scaling_factor), experts.to(torch.int32)
+    return weights * cfg.routed_scaling_factor
 
 
 def experts(
@@ -157,11 +164,27 @@ def experts(
     experts_TK: Tensor,
 ) -> Tensor:
     """One expert after the other over the tokens that chose it; the sum in float32 at least."""
+
+    def one(e: int) -> tuple[Weight, Weight]:
+        return _one(gate_up_E2FD, e), _one(down_EDF, e)
+
+    return mixture(x_TD, one, len(gate_up_E2FD.data), weights_TK, experts_TK)
+
+
+def mixture(
+    x_TD: Tensor,
+    one: Callable[[int], tuple[Weight, Weight]],
+    count: int,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+) -> Tensor:
+    """`experts`, of which `one` gives the weights when their turn has come; there are `count`."""
     out = torch.zeros_like(_wide(x_TD))
-    for e in sorted(set(experts_TK.flatten().tolist()) & set(range(len(gate_up_E2FD.data)))):
+    for e in sorted(set(experts_TK.flatten().tolist()) & set(range(count))):
+        gate_up, down = one(e)
         tokens, choice = (experts_TK == e).nonzero(as_tuple=True)
-        hidden = silu_mul(linear(x_TD[tokens], _one(gate_up_E2FD, e)))
-        y = _wide(linear(hidden, _one(down_EDF, e)))
+        hidden = silu_mul(linear(x_TD[tokens], gate_up))
+        y = _wide(linear(hidden, down))
         out.index_add_(0, tokens, y * weights_TK[tokens, choice, None].to(y.dtype))
     return out.to(x_TD.dtype)
 

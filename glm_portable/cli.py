@@ -1,4 +1,4 @@
-"""The command line: `glm-portable serve | generate | chat | evaluate | convert | verify ...`."""
+"""The command line: `glm-portable serve | generate | chat | doctor | verify | convert ...`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,6 +233,21 @@ def tune(model: str | None, **options: Any) -> None:
 
 
 main.add_command(verify)
+
+
+@main.command()
+@option("--backend", default="auto", help="auto (what has a sign here), ascend, cpu, cuda, rocm.")
+@option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@config_option
+def doctor(backend: str, as_json: bool) -> None:
+    """Say item by item what this machine lacks for a backend; exit code 3 if anything.
+
+    Drivers, devices, toolkits, versions, environment, memory: what was found, and what to do.
+    """
+    from glm_portable.doctor import run_doctor
+
+    raise SystemExit(run_doctor(backend, as_json))
+
 
 LOAD_OPTIONS = (
     "backend",

@@ -4,18 +4,19 @@ Weights are N(0, 1 / fan_in), so activations stay near 1, and the head has a gai
 logits have clear winners and two implementations can be compared token by token.
 """
 
-import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from glm_portable.verify.generated import Config as Config
+from glm_portable.verify.generated import random_tensors as random_tensors
+from glm_portable.verify.generated import tensor_shapes as tensor_shapes
+from glm_portable.verify.generated import write_files as write_files
+
 Quantize = Literal["fp8", "fp8_block", "int8"]
-Config = dict[str, Any]
 
 FP8 = torch.float8_e4m3fn
 
@@ -81,108 +82,6 @@ def write_checkpoint(
         config = config | {"quantization_config": quantization_config(quantize, block)}
     write_files(folder, config, tensors, shards)
     return tensors
-
-
-def write_files(folder: Path, config: Config, tensors: dict[str, Tensor], shards: int = 1) -> None:
-    """config.json plus model.safetensors, or `shards` files and their index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    if shards == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    weight_map: dict[str, str] = {}
-    for i in range(shards):
-        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        part = {name: tensors[name] for name in list(tensors)[i::shards]}
-        save_file(part, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    size = sum(t.nbytes for t in tensors.values())
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def random_tensors(
-    config: Config,
-    *,
-    seed: int = 0,
-    mtp_copies: bool = True,
-    bias_range: tuple[float, float] = (-0.1, 0.1),
-) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint before quantisation, in the config's dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    dtype: torch.dtype = getattr(torch, config["torch_dtype"])
-    tensors = {}
-    for name, shape in tensor_shapes(config):
-        value = torch.randn(shape, generator=generator)
-        if name.endswith("e_score_correction_bias"):
-            low, high = bias_range
-            tensors[name] = low + (high - low) * torch.rand(shape, generator=generator)
-        else:
-            tensors[name] = _scaled(name, value).to(dtype)
-    if config["num_nextn_predict_layers"] and mtp_copies:
-        mtp = f"model.layers.{config['num_hidden_layers']}"
-        embed = tensors["model.embed_tokens.weight"]
-        tensors[f"{mtp}.embed_tokens.weight"] = embed.clone()
-        tensors[f"{mtp}.shared_head.head.weight"] = tensors.get("lm_head.weight", embed).clone()
-    return tensors
-
-
-def _scaled(name: str, value: Tensor) -> Tensor:
-    if name.endswith("norm.weight"):
-        return 1 + 0.1 * value
-    if name.endswith(".bias"):
-        return 0.1 * value
-    if name.endswith("embed_tokens.weight"):
-        return value
-    gain = 4.0 if name == "lm_head.weight" else 1.0
-    return value * (gain / math.sqrt(value.shape[-1]))
-
-
-def tensor_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes on disk of a plain checkpoint, without the MTP layer's copies."""
-    v, d = config["vocab_size"], config["hidden_size"]
-    main, mtp = config["num_hidden_layers"], config["num_nextn_predict_layers"]
-    yield "model.embed_tokens.weight", (v, d)
-    for i in range(main + mtp):
-        yield from _layer_shapes(config, i)
-    yield "model.norm.weight", (d,)
-    if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", (v, d)
-    for i in range(main, main + mtp):
-        for norm in ("enorm", "hnorm", "shared_head.norm"):
-            yield f"model.layers.{i}.{norm}.weight", (d,)
-        yield f"model.layers.{i}.eh_proj.weight", (d, 2 * d)
-
-
-def _layer_shapes(config: Config, index: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    prefix, d, size = f"model.layers.{index}", config["hidden_size"], config["head_dim"]
-    q, kv = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
-    yield f"{prefix}.input_layernorm.weight", (d,)
-    for projection, width in (("q", q), ("k", kv), ("v", kv)):
-        yield f"{prefix}.self_attn.{projection}_proj.weight", (width, d)
-        if config["attention_bias"]:
-            yield f"{prefix}.self_attn.{projection}_proj.bias", (width,)
-    yield f"{prefix}.self_attn.o_proj.weight", (d, q)
-    if config["use_qk_norm"]:
-        yield f"{prefix}.self_attn.q_norm.weight", (size,)
-        yield f"{prefix}.self_attn.k_norm.weight", (size,)
-    yield f"{prefix}.post_attention_layernorm.weight", (d,)
-    if index < config["first_k_dense_replace"]:
-        yield from _mlp_shapes(f"{prefix}.mlp", d, config["intermediate_size"])
-        return
-    count, width = config["n_routed_experts"], config["moe_intermediate_size"]
-    yield f"{prefix}.mlp.gate.weight", (count, d)
-    yield f"{prefix}.mlp.gate.e_score_correction_bias", (count,)
-    for e in range(count):
-        yield from _mlp_shapes(f"{prefix}.mlp.experts.{e}", d, width)
-    shared = width * config["n_shared_experts"]
-    yield from _mlp_shapes(f"{prefix}.mlp.shared_experts", d, shared)
-
-
-def _mlp_shapes(prefix: str, d: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{prefix}.gate_proj.weight", (width, d)
-    yield f"{prefix}.up_proj.weight", (width, d)
-    yield f"{prefix}.down_proj.weight", (d, width)
 
 
 def quantization_config(kind: Quantize, block: tuple[int, int]) -> Config:

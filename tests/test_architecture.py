@@ -10,18 +10,20 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "glm_portable"
 
 LAYERS = [
-    {"errors"},
+    {"errors", "host"},
     {"modelslim", "options"},
     {"config", "shards", "hub", "pocket", "tasks"},
-    {"ops", "tokenizer"},
+    {"ops", "tokenizer", "parallel"},
     {"kernels", "stored"},
     {"formats"},
     {"backends", "checkpoint"},
-    {"model", "virtual"},
-    {"engine", "verify"},
+    {"model"},
+    {"virtual"},
+    {"engine"},
     {"serve"},
+    {"verify"},
     {"glm", "evaluate", "tune", "convert"},
-    {"bench", "terminal"},
+    {"bench", "terminal", "doctor"},
     {"commands"},
     {"cli"},
 ]

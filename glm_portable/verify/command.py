@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from glm_portable.options import Group
-from glm_portable.verify import report
-from glm_portable.verify.bisect_command import bisect, replay
+from glm_portable.verify import bisect_command, model_command, report
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -41,5 +40,7 @@ def verify() -> None:
 
 
 verify.add_command(report.main)
-verify.add_command(bisect)
-verify.add_command(replay)
+verify.add_command(model_command.model)
+verify.add_command(model_command.golden)
+verify.add_command(bisect_command.bisect)
+verify.add_command(bisect_command.replay)

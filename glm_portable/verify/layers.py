@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from glm_portable.errors import UsageError
 from glm_portable.model import Model, MoE, Rotary
-from glm_portable.ops import KVCache, Ops, Step
+from glm_portable.ops import KVCache, Step
 from glm_portable.verify.metrics import FLOOR, Distance, K, distance, faults
 from glm_portable.verify.routing import Flips, flips
 from glm_portable.verify.watch import Routing, Watched
@@ -112,12 +111,6 @@ class Runner:
 
     def _here(self, x_TD: Tensor) -> Tensor:
         return x_TD.to(self.model.ops.device, self.model.dtype)
-
-
-def runner(load: Callable[[Ops], Model], ops: Ops, counts: bool = False) -> Runner:
-    """A model on watched ops. counts: whether to count torch's matrix products too."""
-    watched = Watched(ops)
-    return Runner(load(cast(Ops, watched)), watched, counts)
 
 
 @dataclass

@@ -68,7 +68,11 @@ def faults(actual: Tensor, plain: Tensor, exact: Tensor) -> list[str]:
 
     plain: plain PyTorch in the precision of `actual`. exact: the same computation in float64.
     """
-    ours, theirs = distance(actual, exact), distance(plain, exact)
+    return judge(distance(actual, exact), distance(plain, exact))
+
+
+def judge(ours: Distance, theirs: Distance, slope: float = SLOPE) -> list[str]:
+    """`faults` by distances: ours and plain PyTorch's. slope: what is always allowed in it."""
     found = []
     if not ours.finite:
         found.append("infinite or NaN values are not where the exact result has them")
@@ -77,13 +81,32 @@ def faults(actual: Tensor, plain: Tensor, exact: Tensor) -> list[str]:
     limit = K * theirs.error + FLOOR
     if not ours.error <= limit:
         found.append(f"error {ours.error:.3g} exceeds {limit:.3g} ({K:g} times plain PyTorch's)")
-    drift = K * abs(theirs.slope - 1) + SLOPE
+    drift = K * abs(theirs.slope - 1) + slope
     if not abs(ours.slope - 1) <= drift:
         found.append(f"slope {ours.slope:.5f} is further than {drift:.3g} from 1")
     limit = K_TAIL * theirs.tail + 10 * FLOOR
     if not ours.tail <= limit:
         found.append(f"largest error {ours.tail:.3g} exceeds {limit:.3g} (in units of the RMS)")
     return found
+
+
+def ulps(actual: Tensor, exact: Tensor) -> float:
+    """The largest error in units in the last place of the type of `actual`.
+
+    A unit is taken at a value's own size, or at the root mean square of its row where it is
+    smaller: a sum that cancels is no better than its terms. Row by row, because one row of large
+    numbers would hide any error in the others.
+    """
+    rows = exact.shape[-1] if exact.dim() else 1
+    a, e = (t.detach().double().reshape(-1, rows) for t in (actual, exact))
+    both = a.isfinite() & e.isfinite()
+    error, size = (torch.where(both, t, 0.0) for t in ((a - e).abs(), e.abs()))
+    count = both.sum(-1, keepdim=True).clamp(min=1)
+    rms = (size.square().sum(-1, keepdim=True) / count).sqrt()
+    limits = torch.finfo(actual.dtype)
+    size = torch.maximum(size, rms).clamp(min=limits.tiny)
+    unit = limits.eps * torch.exp2(size.log2().floor())
+    return (error / unit).max().item() if error.numel() else 0.0
 
 
 def _same_nonfinite(a: Tensor, e: Tensor) -> bool:

@@ -1,143 +1,158 @@
-"""python -m glm_portable.verify.model: a whole model on one backend against the reference.
+"""A whole model on one backend against the reference, as a stream of verdicts.
 
-    python -m glm_portable.verify.model --virtual gfx942 --format fp8
-
-runs a prompt in one prefill and some decode steps through the backend and through the reference in
-float64, and says part by part how far apart they are; plain PyTorch in the backend's type is the
-yardstick (see metrics). Exit code 1 if anything is out of the rule.
+`checks` runs prompts through the backend and through the reference in float64, or against what a
+golden file keeps of it, and says part by part how far apart they are; plain PyTorch in the
+backend's type is the yardstick (see metrics).
 """
 
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
 
-import click
 import torch
-from torch import Tensor
 
-from glm_portable import hub, ops, pocket
-from glm_portable.checkpoint import Checkpoint
-from glm_portable.config import ModelConfig
-from glm_portable.errors import UsageError
-from glm_portable.model import Model
+from glm_portable import ops
 from glm_portable.ops import Ops
-from glm_portable.tasks import generate
-from glm_portable.tokenizer import Tokenizer
-from glm_portable.verify.layers import Compared, Runner, compare, runner
+from glm_portable.verify import drafts, generation, needles
+from glm_portable.verify.against import forced, judged
+from glm_portable.verify.golden.build import check_subject, in_memory
+from glm_portable.verify.golden.record import Golden
+from glm_portable.verify.layers import Compared, Runner, compare
 from glm_portable.verify.metrics import FLOOR, K
-from glm_portable.verify.quantised import QuantisedCheckpoint
-from glm_portable.virtual import connect
+from glm_portable.verify.paths import consistent
+from glm_portable.verify.results import Check, Status
+from glm_portable.verify.subject import Subject
+from glm_portable.verify.walk import prefill
+from glm_portable.verify.watch import Refused, Watched
 
-FORMATS = {"bf16": Checkpoint, "fp8": QuantisedCheckpoint}
-HEADINGS = (
-    "part", "tokens", "error", "allowed", "slope", "experts: same", "explained", "unexplained",
-    "KL mean", "KL max", "plain KL mean", "same top", "",
-)  # fmt: skip
+PARTS = ("layers", "stream", "paths", "free", "drafts", "greedy", "needles")
+LENGTHS = (35, 19)
+"""Tokens of the prompts where there is no golden file: three pages and two."""
 
 
-@click.command()
-@click.argument("model", required=False)
-@click.option("--backend", default="auto", show_default=True)
-@click.option("--virtual", metavar="CHIP", help="A chip to simulate: gfx942 or gfx950.")
-@click.option("--format", "kind", type=click.Choice(list(FORMATS)), default="bf16",
-              show_default=True, help="fp8 quantises a plain MODEL while loading it.")  # fmt: skip
-@click.option("--prefill", default=17, show_default=True, type=click.IntRange(1))
-@click.option("--decode", default=2, show_default=True, type=click.IntRange(0))
-def main(
-    model: str | None, backend: str, virtual: str | None, kind: str, prefill: int, decode: int
-) -> None:
-    """Compare MODEL (the pocket model) on a backend with the reference, layer by layer."""
+@dataclass(frozen=True)
+class Options:
+    """prefill, decode: tokens of the prompt in one step, and one at a time. parts: of PARTS.
+
+    golden: compare with it instead of running the reference; then "layers", "greedy" and
+    "needles", which need the reference beside the backend, are left out. lengths: of prompts with
+    a needle.
+    """
+
+    prefill: int = 17
+    decode: int = 2
+    parts: tuple[str, ...] = PARTS
+    golden: Golden | None = None
+    lengths: tuple[int, ...] = ()
+
+
+DEFAULTS = Options()
+LIVE = ("layers", "greedy", "needles")
+
+
+def checks(machine: Ops, subject: Subject, options: Options = DEFAULTS) -> Iterator[Check]:
+    """Every verdict on a subject's model on a backend, the one on what ran last."""
+    watched = Watched(machine)
     try:
-        found = run(model, backend, virtual, kind, prefill, decode)
-    except UsageError as error:
-        raise click.UsageError(str(error)) from error
-    sys.exit(1 if found else 0)
+        ours = Runner(subject.judged(cast(Ops, watched)), watched, counts=True)
+    except Refused as refusal:
+        yield Check("model", "weights", subject.kind, Status.UNSUPPORTED, note=str(refusal))
+        return
+    live = options.golden is None
+    parts = [part for part in options.parts if live or part not in LIVE]
+    exact = references(subject) if live and set(parts) & set(LIVE) else None
+    if exact is not None and "layers" in parts:
+        yield from _layers(ours, exact, subject, options)
+    if set(parts) & {"stream", "paths", "free", "drafts"}:
+        yield from _against(ours, _golden(subject, options), parts)
+    if exact is not None and "greedy" in parts:
+        yield from generation.greedy(ours, exact, subject)
+    if exact is not None and "needles" in parts:
+        for length in options.lengths:
+            yield from needles.needle(ours, exact, subject, length)
+    yield _kernels(watched)
 
 
-def run(
-    model: str | None, backend: str, virtual: str | None, kind: str, prefill: int, decode: int
-) -> list[str]:
-    """Print the table and what ran; returns the findings."""
-    folder = pocket.FOLDER if model is None else hub.resolve(model, None)
-    ids = prompt(folder, prefill + decode + 1)
-    machine = ops.load(backend) if virtual is None else connect(backend, virtual)
-    ours, plain, exact = runners(folder, machine, kind)
-    print(
-        f"{'glm-pocket' if model is None else model} in {kind} on {machine.name}: {prefill} tokens "
-        f"of prefill, {decode} decode steps"
-    )
-    parts = []
-    print(_line(HEADINGS), _line(["---"] * len(HEADINGS)), sep="\n")
-    for part in compare(ours, plain, exact, ids, decode):
-        print(_line(row(part)), flush=True)
-        parts.append(part)
-    print(f"kernels seen to run: {_counts(ours.watched.kernels.items())}")
-    print(f"matrix products of torch: {_counts(ours.watched.products.items())}")
-    found = [finding for part in parts for finding in part.findings]
-    if not ours.watched.kernels and virtual is not None:
-        found.append("no kernel was seen to run")
-    for finding in found:
-        print(f"finding: {finding}")
-    print(f"{len(parts)} parts compared, {len(found)} findings.")
-    return found
+def _golden(subject: Subject, options: Options) -> Golden:
+    if options.golden is None:
+        return in_memory(subject, [subject.prompt(n, s) for s, n in enumerate(LENGTHS)])
+    check_subject(options.golden, subject)
+    return options.golden
 
 
-def runners(folder: Path, machine: Ops, kind: str) -> tuple[Runner, Runner, Runner]:
+def _against(ours: Runner, golden: Golden, parts: list[str]) -> Iterator[Check]:
+    path = prefill(golden.prompts)
+    whole = forced(ours, golden, path)
+    if "stream" in parts:
+        yield from judged(ours, golden, whole, path)
+    if "drafts" in parts and "mtp.top" in golden.tensors:
+        yield drafts.acceptance(ours, golden, whole)
+    if "free" in parts:
+        yield from generation.free(ours, golden)
+    if "paths" in parts:
+        yield from consistent(ours, golden, whole)
+
+
+def runners(subject: Subject, machine: Ops) -> tuple[Runner, Runner, Runner]:
     """The same checkpoint on the machine, on the reference in its type, and in float64."""
-    config, reference = ModelConfig.load(folder), ops.load("reference")
-
-    def load(dtype: torch.dtype, backend: Ops) -> Model:
-        weights = FORMATS[kind](folder, config, dtype=dtype, device=backend.device)
-        return Model(config, backend, weights)
-
-    return (
-        runner(lambda watched: load(torch.bfloat16, watched), machine, counts=True),
-        runner(lambda watched: load(torch.bfloat16, watched), reference),
-        runner(lambda watched: load(torch.float64, watched), reference),
-    )
+    watched = Watched(machine)
+    ours = Runner(subject.judged(cast(Ops, watched)), watched, counts=True)
+    return ours, *references(subject)
 
 
-def prompt(folder: Path, count: int) -> list[int]:
-    """So many tokens of conversations of the kind that the pocket model knows."""
-    tokenizer = Tokenizer.load(folder, ModelConfig.load(folder))
-    ids: list[int] = []
-    sample = 0
-    while len(ids) < count:
-        ids += tokenizer.encode(str(generate(11, sample).messages))
-        sample += 1
-    return ids[:count]
+def references(subject: Subject) -> tuple[Runner, Runner]:
+    """The model on the reference in its type, and in float64."""
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        watched = Watched(ops.load("reference"))
+        found.append(Runner(subject.model(dtype, cast(Ops, watched)), watched))
+    return found[0], found[1]
 
 
-def row(part: Compared) -> Sequence[str]:
-    """Cells of HEADINGS."""
-    allowed = K * part.plain.error + FLOOR
-    cells = [part.part, str(part.tokens), f"{part.ours.error:.3g}", f"{allowed:.3g}"]
-    cells.append(f"{part.ours.slope:.5f}")
-    if part.flips is None:
-        cells += ["", "", ""]
-    else:
+def _layers(
+    ours: Runner, references: tuple[Runner, Runner], subject: Subject, options: Options
+) -> Iterator[Check]:
+    ids = subject.prompt(options.prefill + options.decode + 1)
+    name = f"prefill {options.prefill}, decode {options.decode}"
+    for part in compare(ours, *references, ids, options.decode):
+        yield verdict(part, name)
+
+
+def verdict(part: Compared, name: str) -> Check:
+    """What `compare` found of one part, as a check."""
+    measures = {
+        "tokens": float(part.tokens),
+        "error": part.ours.error,
+        "allowed": K * part.plain.error + FLOOR,
+        "slope": part.ours.slope,
+        "tail": part.ours.tail,
+    }
+    if part.flips is not None:
         flipped, wrong = (int(t.sum()) for t in (part.flips.flipped_T, part.flips.unexplained_T))
-        same = len(part.flips.flipped_T) - flipped
-        cells += [str(same), str(flipped - wrong), str(wrong)]
-    if part.kl is None or part.plain_kl is None:
-        cells += ["", "", "", ""]
-    else:
-        cells += [_kl(part.kl.mean()), _kl(part.kl.max()), _kl(part.plain_kl.mean())]
-        cells.append(f"{part.same_top} of {part.tokens}")
-    return [*cells, "FAILS" if part.findings else "ok"]
+        measures |= {"flips_explained": flipped - wrong, "flips_unexplained": wrong}
+    series = {}
+    if part.kl is not None and part.plain_kl is not None:
+        measures |= {
+            "kl_mean": part.kl.mean().item(),
+            "kl_p999": part.kl.quantile(0.999).item(),
+            "kl_max": part.kl.max().item(),
+            "plain_kl_mean": part.plain_kl.mean().item(),
+            "same_top": part.same_top / part.tokens,
+        }
+        series = {"kl": part.kl.tolist(), "plain_kl": part.plain_kl.tolist()}
+    status = Status.FAIL if part.findings else Status.PASS
+    return Check("model", part.part, name, status, tuple(part.findings), measures, series)
 
 
-def _kl(value: Tensor) -> str:
-    return f"{value.item():.2g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _counts(items: Iterable[tuple[str, int]]) -> str:
-    return ", ".join(f"{name} x {n}" for name, n in sorted(items)) or "none"
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m glm_portable.verify.model")
+def _kernels(watched: Watched) -> Check:
+    found = tuple(watched.missing())
+    products = ", ".join(f"{name} x {n}" for name, n in sorted(watched.products.items())) or "none"
+    return Check(
+        "model",
+        "kernels",
+        "seen to run",
+        Status.FAIL if found else Status.PASS,
+        found,
+        kernels=dict(watched.kernels),
+        note=f"matrix products of torch: {products}",
+    )

@@ -8,14 +8,27 @@ input that it got as well, where only float32 rounding is allowed.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from glm_portable.config import ModelConfig
-from glm_portable.model import MoE
 from glm_portable.verify.metrics import K
 from glm_portable.verify.watch import Routing
+
+
+class Gate(Protocol):
+    """Of a `model.MoE`, what chooses experts."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def gate(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -27,19 +40,29 @@ class Flips:
     unexplained_T: Tensor
 
 
-def flips(actual: Routing, plain: Routing, exact: Routing, moe: MoE) -> Flips:
+def flips(actual: Routing, plain: Routing, exact: Routing, moe: Gate) -> Flips:
     """moe: the exact one, its gate and bias in float64."""
-    noise = (_choice(plain.x_TD, moe) - _choice(exact.x_TD, moe)).abs().max().item()
+    margin_T = margin(exact.x_TD, moe)
+    return flips_by(actual, exact.experts_TK, margin_T, noise(plain, exact, moe), moe)
+
+
+def noise(plain: Routing, exact: Routing, moe: Gate) -> float:
+    """How far plain PyTorch is from the exact scores that experts are chosen by, at most."""
+    return (_choice(plain.x_TD, moe) - _choice(exact.x_TD, moe)).abs().max().item()
+
+
+def flips_by(actual: Routing, exact_TK: Tensor, margin_T: Tensor, noise: float, moe: Gate) -> Flips:
+    """As `flips`, by what was kept of the exact model: its choice and margin, and the noise."""
     rounding = (_choice(actual.x_TD, moe, torch.float32) - _choice(actual.x_TD, moe)).abs().max()
     own_T = _best(_choice(actual.x_TD, moe), moe.config)
     wrong_T = _differ(actual.experts_TK, own_T)
-    wrong_T &= _margin(actual.x_TD, moe) > 2 * K * rounding.item()
-    flipped_T = _differ(actual.experts_TK, exact.experts_TK)
-    far_T = flipped_T & (_margin(exact.x_TD, moe) > 2 * K * noise)
+    wrong_T &= margin(actual.x_TD, moe) > 2 * K * rounding.item()
+    flipped_T = _differ(actual.experts_TK, exact_TK)
+    far_T = flipped_T & (margin_T > 2 * K * noise)
     return Flips(flipped_T | wrong_T, far_T | wrong_T)
 
 
-def _choice(x_TD: Tensor, moe: MoE, dtype: torch.dtype = torch.float64) -> Tensor:
+def _choice(x_TD: Tensor, moe: Gate, dtype: torch.dtype = torch.float64) -> Tensor:
     """Scores that experts are chosen by, (T, E) float64, computed in `dtype`."""
     x, gate, bias = (t.to("cpu", dtype) for t in (x_TD, moe.gate, moe.bias))
     return ((x @ gate.T).sigmoid() + bias).double()
@@ -49,7 +72,7 @@ def _best(choice_TE: Tensor, config: ModelConfig) -> Tensor:
     return choice_TE.topk(config.num_experts_per_tok, dim=-1).indices
 
 
-def _margin(x_TD: Tensor, moe: MoE) -> Tensor:
+def margin(x_TD: Tensor, moe: Gate) -> Tensor:
     """(T,) how far the last chosen expert is ahead of the first that is not."""
     k, count = moe.config.num_experts_per_tok, moe.config.n_routed_experts
     if k == count:

@@ -14,9 +14,11 @@ from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
 from glm_portable.ops import Weight
+from glm_portable.verify.command import verify
 from glm_portable.verify.layers import Compared, compare
-from glm_portable.verify.model import main, prompt, runners
+from glm_portable.verify.model import runners
 from glm_portable.verify.quantised import QuantisedCheckpoint
+from glm_portable.verify.subject import Subject
 from glm_portable.verify.watch import Watched
 from tests.random_checkpoint import (
     quantization_config,
@@ -47,8 +49,8 @@ class Faulty:
 
 
 def parts(machine: Any, kind: str = "bf16", whole: bool = False) -> dict[str, Compared]:
-    models = runners(pocket.FOLDER, machine, kind)
-    ids = prompt(pocket.FOLDER, 26)
+    subject = Subject("glm-pocket", pocket.FOLDER, kind)
+    models, ids = runners(subject, machine), subject.prompt(26)
     return {part.part: part for part in compare(*models, ids, decode=1, whole=whole)}
 
 
@@ -154,18 +156,18 @@ def test_what_ran_is_counted() -> None:
 
 
 def test_the_command_exits_with_one_on_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--backend", "cpu", "--prefill", "5", "--decode", "1"]
-    good = CliRunner().invoke(main, options)
+    options = ["model", "--backend", "cpu", "--prefill", "5", "--decode", "1"]
+    good = CliRunner().invoke(verify, options)
     assert good.exit_code == 0, good.output
-    assert "8 parts compared, 0 findings." in good.output
+    assert "9 checks, 0 failed." in good.output
     wrong = Faulty("silu_mul", lambda call, x, feeds: REFERENCE.silu_mul(x) * 1.05)
     monkeypatch.setattr(ops, "load", lambda name: wrong if name == "cpu" else REFERENCE)
     wrong.__dict__.update(name="wrong", device=torch.device("cpu"))
-    bad = CliRunner().invoke(main, options)
-    assert bad.exit_code == 1 and "finding: layer 0: error" in bad.output
+    bad = CliRunner().invoke(verify, options)
+    assert bad.exit_code == 1 and "layer 0: error" in bad.output
 
 
 def test_too_short_a_prompt_is_refused() -> None:
-    models = runners(pocket.FOLDER, REFERENCE, "bf16")
+    models = runners(Subject("glm-pocket", pocket.FOLDER), REFERENCE)
     with pytest.raises(UsageError, match="3 tokens are too few for a prefill and 2 decode steps"):
         list(compare(*models, [1, 2, 3], decode=2))

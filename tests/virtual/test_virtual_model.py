@@ -1,11 +1,12 @@
 """The pocket model through simulated machine code, layer by layer; every chip and format in full:
-python -m glm_portable.verify.model --virtual CHIP --format FORMAT."""
+glm-portable verify model --virtual CHIP --format FORMAT."""
 
 import pytest
 
 from glm_portable import pocket
 from glm_portable.verify.layers import compare
-from glm_portable.verify.model import prompt, runners
+from glm_portable.verify.model import runners
+from glm_portable.verify.subject import Subject
 from glm_portable.virtual import connect
 
 KERNELS = {
@@ -19,8 +20,9 @@ KERNELS = {
 
 @pytest.mark.parametrize(("chip", "kind"), [("gfx942", "fp8"), ("gfx950", "bf16")])
 def test_the_pocket_model(chip: str, kind: str) -> None:
-    ours, plain, exact = runners(pocket.FOLDER, connect("rocm", chip), kind)
-    parts = list(compare(ours, plain, exact, prompt(pocket.FOLDER, 5), decode=1, whole=False))
+    subject = Subject("glm-pocket", pocket.FOLDER, kind)
+    ours, plain, exact = runners(subject, connect("rocm", chip))
+    parts = list(compare(ours, plain, exact, subject.prompt(5), decode=1, whole=False))
     assert [finding for part in parts for finding in part.findings] == []
     assert len(parts) == 7
     seen = ours.watched.kernels
