@@ -21,7 +21,8 @@ import torch
 
 from glm_portable.ops import Ops
 from glm_portable.verify.call import Call, Tensors
-from glm_portable.verify.op_rule import Judged, Yardsticks, judge
+from glm_portable.verify.judge import Verdict
+from glm_portable.verify.op_rule import Yardsticks, judge_call
 from glm_portable.verify.record import Record, Recorded
 from glm_portable.verify.sweep import PartSeen, Sweep, run_steps
 from glm_portable.verify.taught import Detour, Heard, Taught, differing
@@ -39,7 +40,7 @@ class Evidence:
     dtype: torch.dtype
     query_ends: tuple[int, ...]
     results: dict[str, Tensors]
-    judged: Judged
+    judged: Verdict
     kernels: dict[str, int]
 
 
@@ -138,8 +139,8 @@ class Bisection:
 
     def _run_whole(self) -> None:
         for who, machine in (("a", self.sweep.a), ("b", self.sweep.b)):
-            name, judged = run_whole(self.sweep, machine)
-            if name is not None:
+            if (found := run_whole(self.sweep, machine)) is not None:
+                name, judged = found
                 self.faults.append(
                     Fault("state", who, f"whole model up to {name}", "", "", (), judged.findings)
                 )
@@ -212,7 +213,7 @@ def _judge_call(sweep: Sweep, record: Record, heard: Heard | None) -> Iterator[_
     def sight(
         kind: Kind, who: str, call: Call, mine: Tensors, kernels: Mapping[str, int]
     ) -> _Sight:
-        judged = judge(call, mine, sticks, step.query_ends)
+        judged = judge_call(call, mine, sticks, step.query_ends)
         results = {"plain": sticks.plain, "exact": sticks.exact, **both, who: mine}
         evidence = Evidence(call, dtype, step.query_ends, results, judged, dict(kernels))
         return _Sight(record.nth, kind, who, record.step, judged.findings, evidence)

@@ -7,6 +7,7 @@ import click
 
 from glm_portable.options import config_option, option
 from glm_portable.verify import report
+from glm_portable.verify.model_command import format_option, seed_option, small_option
 
 folder = click.Path(path_type=Path, file_okay=False)
 
@@ -15,14 +16,14 @@ folder = click.Path(path_type=Path, file_okay=False)
 @click.argument("a")
 @click.argument("b")
 @option("--model", help="Folder or hub id. [default: the pocket model]")
-@option("--format", "kind", type=click.Choice(["bf16", "fp8"]), default="bf16",
-        help="fp8 quantises a plain model while loading it.")  # fmt: skip
+@small_option
+@format_option
 @option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto",
         help="Of the activations; auto is the checkpoint's.")  # fmt: skip
 @option("--prefill", type=click.IntRange(2), default=24,
         help="Tokens of the first prompt; the other steps are sized by it.")  # fmt: skip
 @option("--page-size", type=click.IntRange(1), help="Slots of a KV page. [default: B's own]")
-@option("--seed", type=int, default=0, help="Of the prompts.")
+@seed_option
 @option("--every-op", is_flag=True, help="Judge every op of every layer, and report all faults.")
 @option("--quick", is_flag=True,
         help="Open no layer but the first that is beyond the rule.")  # fmt: skip

@@ -17,6 +17,13 @@ WHY = {
     "message, often only for batches that load the experts unevenly.",
 }
 """Why a wrong op matters, and what kind of failure it gives."""
+NUMBERS = {
+    "error": "error",
+    "allowed": "allowed",
+    "slope": "slope",
+    "flips_explained": "choices that rounding explains",
+    "flips_unexplained": "that it does not",
+}
 KINDS = {
     "codes": "The numbers are right and the codes beside them are not, so this product reads "
     "something else than every other op does: look at the fused norm or activation before it.",
@@ -49,10 +56,5 @@ def numbers(fault: Fault) -> str | None:
     """By how much, what is allowed, and the slope; None where no single call shows it."""
     if fault.evidence is None:
         return None
-    judged = fault.evidence.judged
-    text = f"error {judged.worst.error:.3g}, allowed {judged.allowed:.3g}"
-    text += f", slope {judged.worst.slope:.5f}"
-    if fault.op == "route":
-        text += f", choices that rounding explains {judged.explained}, unexplained "
-        text += f"{judged.unexplained}"
-    return text
+    measures = fault.evidence.judged.measures
+    return ", ".join(f"{words} {measures[n]:.5g}" for n, words in NUMBERS.items() if n in measures)

@@ -16,7 +16,8 @@ from glm_portable.errors import UsageError
 from glm_portable.ops import Ops
 from glm_portable.verify.bisect import Evidence, Fault
 from glm_portable.verify.call import perform
-from glm_portable.verify.op_rule import Judged, Yardsticks, judge
+from glm_portable.verify.judge import Verdict
+from glm_portable.verify.op_rule import Yardsticks, judge_call
 from glm_portable.verify.report.environment import about
 from glm_portable.verify.stored_call import StoredCall, read, write
 from glm_portable.virtual import connect
@@ -30,7 +31,7 @@ class Replayed:
 
     backend: str
     stored: StoredCall
-    now: Judged
+    now: Verdict
 
 
 def machine(text: str) -> Ops:
@@ -83,20 +84,20 @@ def replay(folder: Path, backend: str | None = None, chip: str | None = None) ->
     sticks = Yardsticks(stored.results["plain"], stored.results["exact"])
     with torch.inference_mode():
         found = perform(stored.call, machine(name), stored.dtype)
-    return Replayed(name, stored, judge(stored.call, found, sticks, said["query_ends"]))
+    return Replayed(name, stored, judge_call(stored.call, found, sticks, said["query_ends"]))
 
 
-def run_alone(evidence: Evidence, backend: Ops) -> Judged:
+def run_alone(evidence: Evidence, backend: Ops) -> Verdict:
     """The call with its weights packed anew, and nothing before it."""
     sticks = Yardsticks(evidence.results["plain"], evidence.results["exact"])
     with torch.inference_mode():
         found = perform(evidence.call, backend, evidence.dtype)
-    return judge(evidence.call, found, sticks, evidence.query_ends)
+    return judge_call(evidence.call, found, sticks, evidence.query_ends)
 
 
-def _numbers(judged: Judged) -> dict[str, float | str]:
+def _numbers(judged: Verdict) -> dict[str, float | str]:
     """JSON has no word for NaN and infinity."""
-    return {n: v if math.isfinite(v) else str(v) for n, v in judged.measures().items()}
+    return {n: v if math.isfinite(v) else str(v) for n, v in judged.measures.items()}
 
 
 def folder_name(fault: Fault, taken: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ more than rounding. The memory is that of one part of one of them at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -17,19 +17,12 @@ from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.model import MoE
 from glm_portable.ops import Ops
-from glm_portable.verify.metrics import K, distance
-from glm_portable.verify.op_rule import Groups, Judged, judge_rows, worst_of
+from glm_portable.verify.part_rule import Judged, by_step, judge_free, judge_part
 from glm_portable.verify.parts import Flow, Opener, Part, embedding, open_part, part_names
 from glm_portable.verify.routing import flips
 from glm_portable.verify.scenario import Scenario
 from glm_portable.verify.steered import Steered
 from glm_portable.verify.watch import Routing
-
-FREE_SLOPE = 0.01
-"""Of a model left to itself: what its layers add is correlated, so its slope scatters more."""
-
-
-FEW = 8
 
 
 @dataclass(frozen=True)
@@ -184,49 +177,6 @@ def first_flows(
     table = embedding(config, weights)
     ids = [scenario.ids(s) for s in range(len(scenario.steps))]
     return [(F.embedding(i.to(table.device), table).to("cpu", dtype),) for i in ids]
-
-
-def judge_part(ours: Tensor, plain: Tensor, exact: Tensor, steps: Groups) -> Judged:
-    """What a part adds to the stream: all rows by the whole rule, those of a step by the error.
-
-    The errors of a token are correlated, so of a few tokens neither slope nor tail is a measure.
-    """
-    every = judge_rows("result", ours, plain, exact, [("", slice(None))])
-    return worst_of([every, *(_by_error(w, ours[r], plain[r], exact[r]) for w, r in steps)])
-
-
-def judge_free(ours: Tensor, plain: Tensor, exact: Tensor, steps: Groups) -> Judged:
-    """Of models left to themselves single numbers are no measure: the error and the slope are."""
-    every = _by_error("", ours, plain, exact)
-    drift = FREE_SLOPE + K * abs(every.plain.slope - 1)
-    found = []
-    if not abs(every.worst.slope - 1) <= drift:
-        found = [f"result: slope {every.worst.slope:.5f} is further than {drift:.3g} from 1"]
-    judged = [every, *(_by_error(w, ours[r], plain[r], exact[r]) for w, r in steps)]
-    return worst_of(judged, found)
-
-
-def _by_error(words: str, ours: Tensor, plain: Tensor, exact: Tensor) -> Judged:
-    off, allowed = distance(ours, exact), distance(plain, exact)
-    judged = Judged((), off, allowed)
-    if off.finite and off.error <= judged.allowed:
-        return judged
-    text = f"error {off.error:.3g} exceeds {judged.allowed:.3g} ({K:g} times plain PyTorch's)"
-    return replace(judged, findings=(f"result{words}: {text}",))
-
-
-def by_step(scenario: Scenario) -> Groups:
-    """Rows of each step; those of few tokens together, as a rounding to codes may double one's."""
-    begin, groups, few = 0, [], []
-    for s, name in enumerate(scenario.names):
-        count = sum(n for _, _, n in scenario.steps[s])
-        rows = list(range(begin, begin + count))
-        if count < FEW:
-            few += rows
-        else:
-            groups.append((f" in {name}", rows))
-        begin += count
-    return [*groups, (" in steps of few tokens", few)] if few else groups
 
 
 def joined(routings: Sequence[Routing]) -> Routing:
