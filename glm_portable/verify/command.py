@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from glm_portable.options import Group
-from glm_portable.verify import model_command, report, suite
+from glm_portable.verify import bisect_command, model_command, report, suite
 from glm_portable.verify.difference.command import diff
 from glm_portable.verify.endpoint.command import endpoint, endpoint_reference
 from glm_portable.verify.results import ENVIRONMENT
@@ -41,11 +41,16 @@ def verify() -> None:
     """
 
 
-verify.add_command(report.main)
-verify.add_command(suite.ops)
-verify.add_command(suite.make)
-verify.add_command(model_command.model)
-verify.add_command(model_command.golden)
-verify.add_command(endpoint)
-verify.add_command(endpoint_reference)
-verify.add_command(diff)
+for command in (
+    suite.ops,
+    suite.make,
+    model_command.model,
+    model_command.golden,
+    bisect_command.bisect,
+    bisect_command.replay,
+    endpoint,
+    endpoint_reference,
+    diff,
+    report.main,
+):
+    verify.add_command(command)
