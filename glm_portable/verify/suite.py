@@ -91,7 +91,7 @@ def _run(
     kind = getattr(torch, DTYPES[dtype])
     if support:
         return "What the backend supports", supported(machine, kind)
-    small = virtual is not None and virtual.split("-")[-1] in GPUS and not full and only is None
+    small = virtual in GPUS and not full and only is None
     cases = chosen(only, full, seed, small)
     if perf:
         return "Times of the ops", timed(machine, cases, seed, kind)
