@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glm_portable.options import F, Group, config_option, kebab, option
+from glm_portable.options import F, Group, config_option, kebab, option, simulate
 from glm_portable.verify.command import verify
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help and --version need not
@@ -34,6 +34,7 @@ def model_options(command: F) -> F:
             option(
                 "--virtual",
                 metavar="CHIP",
+                callback=simulate,
                 help="Simulate gfx942, gfx950 or Ascend910_9391: for tests.",
             ),
             option("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32."),
