@@ -77,9 +77,40 @@ def limit_options(command: F) -> F:
     return command
 
 
+def rank_options(command: F) -> F:
+    """Among how many processes the model is split; names of vLLM and SGLang."""
+    for decorate in reversed(
+        [
+            option(
+                "--tensor-parallel-size",
+                "--tp-size",
+                "--tp",
+                type=click.IntRange(1),
+                default=1,
+                help="Devices, or processes on the CPU, that share the model.",
+            ),
+            option(
+                "--enable-expert-parallel",
+                is_flag=True,
+                help="Give each of them whole experts instead of a slice of all.",
+            ),
+            option(
+                "--expert-parallel-size",
+                "--ep-size",
+                "--ep",
+                type=click.IntRange(1),
+                help="Groups of experts, where a group is sliced among several devices.",
+            ),
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
 @main.command()
 @model_options
 @limit_options
+@rank_options
 @option("--host", default="127.0.0.1", help="0.0.0.0 to listen on every interface.")
 @option("--port", type=int, default=8000, help="0 takes a free one.")
 @option("--served-model-name", multiple=True, help="What requests call the model; repeatable.")

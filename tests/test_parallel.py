@@ -27,7 +27,7 @@ CONFIG = small_config(
     use_qk_norm=True, routed_scaling_factor=2.5,
 )  # fmt: skip
 IDS = torch.randint(0, 250, (23,), generator=torch.Generator().manual_seed(7)).tolist()
-PAGE = 4
+PAGE = 16
 SPLITS = [(2, 1), (4, 1), (2, 2), (4, 4), (4, 2)]
 """(ranks, groups of experts): tensor parallel, expert parallel, and both at once."""
 NAMES = ["TP2", "TP4", "EP2", "EP4", "TP2xEP2"]
@@ -82,8 +82,16 @@ def load(
         config = replace(
             config, quantization=replace(config.quantization, dynamic_activations=False)
         )
-    weights = Checkpoint(folder, config, dtype=dtype, parallel=parallel, quantization=quantization)
-    return Model(config, ops.load(backend) if isinstance(backend, str) else backend, weights)
+    machine = ops.load(backend) if isinstance(backend, str) else backend
+    weights = Checkpoint(
+        folder,
+        config,
+        dtype=dtype,
+        device=machine.device,
+        quantization=quantization,
+        parallel=parallel,
+    )
+    return Model(config, machine, weights)
 
 
 def outputs(model: Model, ids: list[int] = IDS) -> Outputs:
@@ -91,12 +99,16 @@ def outputs(model: Model, ids: list[int] = IDS) -> Outputs:
     pages = -(-len(ids) // PAGE)
     order, caches = list(range(pages, 0, -1)), model.allocate(pages + 1, PAGE)
     found: list[Outputs] = []
+
+    def tokens(some: list[int]) -> Tensor:
+        return torch.tensor(some, device=model.ops.device)
+
     assert model.mtp is not None
     with torch.inference_mode():
         for begin, end in ((0, len(ids) - 1), (len(ids) - 1, len(ids))):
             step = Step.build([(begin, end - begin, order)], PAGE, model.ops.device)
-            hidden = model.forward(torch.tensor(ids[begin:end]), step, caches)
-            following = torch.tensor([*ids, 5][begin + 1 : end + 1])
+            hidden = model.forward(tokens(ids[begin:end]), step, caches)
+            following = tokens([*ids, 5][begin + 1 : end + 1])
             drafted = model.mtp(following, hidden, step, caches[-1])
             found.append((model.logits(hidden), model.mtp_logits(drafted)))
     return torch.cat([a for a, _ in found]), torch.cat([b for _, b in found])

@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from glm_portable.options import Group
-from glm_portable.verify import model_command, report
+from glm_portable.verify import bisect_command, model_command, report, suite
+from glm_portable.verify.difference.command import diff
+from glm_portable.verify.endpoint.command import endpoint, endpoint_reference
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -39,6 +41,16 @@ def verify() -> None:
     """
 
 
-verify.add_command(report.main)
-verify.add_command(model_command.model)
-verify.add_command(model_command.golden)
+for command in (
+    suite.ops,
+    suite.make,
+    model_command.model,
+    model_command.golden,
+    bisect_command.bisect,
+    bisect_command.replay,
+    endpoint,
+    endpoint_reference,
+    diff,
+    report.main,
+):
+    verify.add_command(command)

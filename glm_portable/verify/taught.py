@@ -59,7 +59,7 @@ class Taught(Wrapped):
     """heard: every call so far, in order."""
 
     def __init__(self, watched: Watched) -> None:
-        super().__init__(watched)  # type: ignore[arg-type]  # it passes on what it has not
+        super().__init__(watched)
         self.watched = watched
         self.heard: list[Heard] = []
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
