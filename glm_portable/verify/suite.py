@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glm_portable.errors import UsageError
-from glm_portable.options import option
+from glm_portable.options import option, simulate
 from glm_portable.verify import report
 from glm_portable.verify.report import Outputs
 from glm_portable.verify.results import ENVIRONMENT, Check, Report
@@ -26,7 +26,12 @@ full_option = option("--full", is_flag=True, help="With shapes of the real model
 
 @click.command()
 @option("--backend", default="auto", help="auto, cpu, cuda, rocm, ascend or reference.")
-@option("--virtual", metavar="CHIP", help="Simulate gfx942, gfx950, Ascend910_9391 or others.")
+@option(
+    "--virtual",
+    metavar="CHIP",
+    callback=simulate,
+    help="Simulate gfx942, gfx950, Ascend910_9391 or others.",
+)
 @only
 @option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16", help="Of activations.")
 @seed_option
