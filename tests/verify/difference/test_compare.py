@@ -66,7 +66,7 @@ def test_a_worse_deployment_is_found_and_it_stops() -> None:
     tasks, numbers = checks(found, 1.0)
     assert tasks.status is Status.FAIL and "the first is better" in tasks.findings[0]
     assert f"decided after {found.tasks.decided_at} samples" in tasks.findings[0]
-    assert len(found.tasks.path) == found.tasks.decided_at < 60
+    assert found.tasks.decided_at == len(found.tasks.path) and len(found.tasks.path) < 60
     assert numbers.status is Status.PASS and "at most 0.025" in numbers.note
 
 
