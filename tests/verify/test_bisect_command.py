@@ -33,7 +33,7 @@ def test_a_right_pair(model: str) -> None:
     done = run("bisect", "reference", "reference", "--model", model)
     assert done.exit_code == 0, done.output
     assert "B = reference (the second)" in " ".join(done.output.split())
-    assert "nothing found: 2 parts, 55 calls of ops in 2 parts" in done.output
+    assert "nothing found: 2 parts compared, 55 calls of ops judged in 2 of them" in done.output
     assert not list(Path().glob("bisect-*"))
 
 
@@ -48,6 +48,7 @@ def test_a_wrong_one_and_its_reproducer(
     said = " ".join(done.output.split())
     assert "FOUND: wrong is wrong in layer 0: attention over the KV pages (attend)" in said
     assert "in step 2 (decode of two sequences)" in said
+    assert "of 2 sequences only 1" in said
     assert "some lengths, batches or page tables" in said and "(wrong alone)" in said
     stored = json.loads(report.read_text())
     failed = [check for check in stored["checks"] if check["status"] == "fail"]
