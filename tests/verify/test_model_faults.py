@@ -193,7 +193,7 @@ def test_one_wrong_choice_of_one_router(subject: Subject, golden: Golden) -> Non
 def of_head(change: Any) -> Faulty:
     def linear(call: int, x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
         y = REFERENCE.linear(x, w, bias)
-        return change(y) if y.shape[1] == 1536 else y
+        return change(y) if w.data.shape == (1536, 256) and bias is None else y  # qkv is as wide
 
     return Faulty("linear", linear)
 
@@ -224,9 +224,7 @@ def test_logits_of_one_token_that_are_off(subject: Subject, golden: Golden) -> N
     assert head.measures["kl_max"] == max(head.series["kl"]) == head.series["kl"][9]
 
 
-def test_drafts_and_greedy_answers_are_explained_by_margins(
-    subject: Subject, golden: Golden
-) -> None:
+def test_likeliest_tokens_that_no_margin_explains(subject: Subject, golden: Golden) -> None:
     def change(logits: Tensor) -> Tensor:
         """The second takes the first's place, however far it was behind."""
         best = logits.topk(2, dim=-1)
@@ -238,7 +236,7 @@ def test_drafts_and_greedy_answers_are_explained_by_margins(
     for check in found:
         if check.findings:
             assert any("likeliest tokens are others" in finding for finding in check.findings)
-            assert check.measures["same_top"] == 0
+            assert check.measures["same_top"] < 0.1
 
 
 class Device:
