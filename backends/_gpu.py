@@ -72,6 +72,7 @@ class GpuOps:
     them; a simulator's launch, with tensors on the host, runs the same code without the chip.
     """
 
+    collectives = "nccl"  # torch calls RCCL so too
     page_size = 64  # the keys of one step of the attention kernel: one look-up serves them all
 
     def __init__(self, name: str, device: torch.device, target: Target, launch: Launch) -> None:

@@ -11,7 +11,7 @@ __all__ = ["GLM", "UsageError"]
 
 
 def __getattr__(name: str) -> Any:
-    """`GLM` when it is first asked for: importing torch takes seconds, which --help need not."""
+    """`GLM` when it is first asked for: importing torch takes seconds, and may be what fails."""
     if name != "GLM":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from glm_portable.glm import GLM

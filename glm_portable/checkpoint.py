@@ -7,6 +7,7 @@ Linear weights come as they are stored, or converted to another format on the wa
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,11 +18,15 @@ from glm_portable import formats
 from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
 from glm_portable.ops import Weight
+from glm_portable.parallel import SINGLE, Parallel
 from glm_portable.shards import Entry
 from glm_portable.stored import (
     KINDS,
     OFFSET,
     SCALES,
+    Entries,
+    Linear,
+    blocks,
     check_finite,
     check_shape,
     linear,
@@ -41,6 +46,9 @@ class Checkpoint:
     and all its calls add up to `total_bytes`. router_bias_from: a folder with the router biases
     that this one lost.
 
+    parallel: which rank this process is; all weights are its parts of them, while the shapes asked
+    for are those of the whole model.
+
     quantization: a format to convert linear weights to as they are read; None is as stored. May be
     set until the first weight is read. conversion_errors: of the INT8 weights made so far, the
     largest relative RMS error of a module, by "attention" and "experts".
@@ -55,10 +63,12 @@ class Checkpoint:
         device: torch.device = CPU,
         quantization: str | None = None,
         router_bias_from: Path | None = None,
+        parallel: Parallel = SINGLE,
         on_bytes: Callable[[int], None] | None = None,
     ) -> None:
         self.folder, self.config, self.dtype, self.device = folder, config, dtype, device
-        self.quantization = quantization
+        parallel.check(config)
+        self.parallel, self.quantization = parallel, quantization
         self.conversion_errors: dict[str, float] = {}
         self._entries, left_out = open_stored(folder, config, router_bias_from)
         self._unused = dict.fromkeys(self._entries)
@@ -77,13 +87,13 @@ class Checkpoint:
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         """A plain tensor (norm, bias, embedding, router) of this shape, in `dtype` or ours."""
-        entry = self._find(name, shape)
+        entry = self._part(self._find(name, shape))
         if entry.dtype in KINDS:
             raise UsageError(
                 f"{name} in {entry.shard.path} is {KINDS[entry.dtype]}, but it is no linear "
                 "weight and must be stored plainly; use another conversion of the model."
             )
-        out = self._empty(shape, dtype or self.dtype)
+        out = self._empty(entry.shape, dtype or self.dtype)
         entry.read_into(out)
         self._used(name)
         if out.dim() == 1:
@@ -117,8 +127,18 @@ class Checkpoint:
         out_features: int,
         in_features: int,
     ) -> Weight:
-        """The experts `{prefix}.{e}.{projection}` as one (E, len(projections) * out, in)."""
-        rows = [[f"{prefix}.{e}.{p}" for p in projections] for e in range(count)]
+        """The experts `{prefix}.{e}.{projection}` as one (E, len(projections) * out, in).
+
+        Those of other ranks are left out.
+        """
+        every = [[f"{prefix}.{e}.{p}" for p in projections] for e in range(count)]
+        rows = []
+        for row in every:
+            if self.parallel.holds(row[0], self.config):
+                rows.append(row)
+            else:
+                for module in row:
+                    self.skip_linear(module)
         return self._stack(rows, [out_features] * len(projections), in_features)
 
     def is_quantised(self, module: str) -> bool:
@@ -136,9 +156,9 @@ class Checkpoint:
                 self._used(module + suffix)
 
     def loaded_bytes(self, target: str | None) -> int:
-        """What the weights take in memory in a format of `formats.py`, or as stored if None."""
+        """What this rank's weights take in a format of `formats.py`, or as stored if None."""
         itemsize = self.dtype.itemsize
-        return formats.weight_bytes(self._entries, self.config, itemsize, target)
+        return formats.weight_bytes(self._held(), self.config, itemsize, target)
 
     def finish(self) -> None:
         """Close the files. Raises UsageError if they hold tensors that nobody asked for."""
@@ -165,6 +185,40 @@ class Checkpoint:
         check_shape(entry, shape)
         return entry
 
+    def _part(self, entry: Entry) -> Entry:
+        """What this rank holds of a tensor."""
+        split = self.parallel.split(entry.name.rpartition(".")[0], self.config)
+        rows = split.rows.of(entry.shape[0])
+        return entry.part(rows, *(split.columns.of(n) for n in entry.shape[1:]))
+
+    def _held(self) -> Entries:
+        """What this rank holds of every tensor that it reads."""
+        held = {}
+        for name, entry in self._entries.items():
+            module = name.rpartition(".")[0]
+            if self.parallel.holds(module, self.config):
+                scale = name.endswith(SCALES)
+                held[name] = self._scale_part(module, entry) if scale else self._part(entry)
+        return held
+
+    def _scale_part(self, module: str, scale: Entry) -> Entry:
+        """An entry of the shape that the scale of this rank's part has."""
+        assert self.config.quantization is not None
+        block, split = self.config.quantization.block, self.parallel.split(module, self.config)
+        whole = self._entries[f"{module}.weight"].shape
+        parts = (split.rows.of(whole[0]), split.columns.of(whole[1]))
+        if block is None:
+            return replace(scale, shape=(len(parts[0]), 1))
+        shape = [len(blocks(*x)[1]) for x in zip(block, parts, whole, strict=True)]
+        return replace(scale, shape=tuple(shape))
+
+    def _linear(self, module: str) -> tuple[Linear, list[Entry]]:
+        """What this rank holds of a module, and the tensors on disk that describe it."""
+        source, beside = linear(self._entries, module, self.config)
+        split = self.parallel.split(module, self.config)
+        n, r = source.entry.shape
+        return source.part(split.rows.of(n), split.columns.of(r)), beside
+
     def _used(self, name: str) -> None:
         if name in self._unused:
             del self._unused[name]
@@ -179,10 +233,14 @@ class Checkpoint:
     ) -> Weight:
         """Weight (len(rows), sum(outs), in_features): each row's modules, one below the other."""
         entries = [
-            [self._find(f"{m}.weight", (n, in_features)) for m, n in zip(row, outs, strict=True)]
+            [
+                self._part(self._find(f"{m}.weight", (n, in_features)))
+                for m, n in zip(row, outs, strict=True)
+            ]
             for row in rows
         ]
-        shape = (len(rows), sum(outs), in_features)
+        outs = [entry.shape[0] for entry in entries[0]]  # of this rank, from here on
+        shape = (len(rows), sum(outs), entries[0][0].shape[1])
         modules = [module for row in rows for module in row]
         if self.quantization == formats.W8A8 and formats.is_quantised(modules[0], self.config):
             return self._to_int8(modules, outs, shape)
@@ -202,9 +260,17 @@ class Checkpoint:
         """Read each row's parts into their places; reading and faulting memory in share cores."""
         parts = [part for matrix in data for part in matrix.split(outs)]
         entries = [entry for row in rows for entry in row]
-        with ThreadPoolExecutor(READERS) as pool:
+        with self._readers() as pool:
             for entry, _ in zip(entries, pool.map(Entry.read_into, entries, parts), strict=True):
                 self._used(entry.name)
+
+    def _readers(self) -> ThreadPoolExecutor:
+        """Threads that have our device as their current one: on others it would be number 0."""
+        index = self.device.index
+        if self.device == CPU or index is None:
+            return ThreadPoolExecutor(READERS)
+        set_device = torch.accelerator.set_device_index
+        return ThreadPoolExecutor(READERS, initializer=set_device, initargs=(index,))
 
     def _to_int8(
         self, modules: Sequence[str], outs: Sequence[int], shape: tuple[int, int, int]
@@ -237,20 +303,20 @@ class Checkpoint:
     ) -> Iterator[tuple[str, T]]:
         """Convert each module into its place in the stack."""
         places = [part for matrix in data for part in matrix.split(list(outs))]
-        with ThreadPoolExecutor(READERS) as pool:
+        with self._readers() as pool:
             for module, done in zip(modules, pool.map(convert, modules, places), strict=True):
                 self.skip_linear(module)
                 yield module, done
 
     def _one_to_int8(self, module: str, out: Tensor) -> tuple[Tensor, float]:
         on_host = out if out.device == CPU else torch.empty(out.shape, dtype=out.dtype)
-        found = formats.to_int8(linear(self._entries, module, self.config)[0], on_host)
+        found = formats.to_int8(self._linear(module)[0], on_host)
         if on_host is not out:
             out.copy_(on_host)
         return found
 
     def _one_to_plain(self, module: str, out: Tensor) -> None:
-        source, _ = linear(self._entries, module, self.config)
+        source, _ = self._linear(module)
         if source.scale is None:
             source.entry.read_into(out)
         else:
@@ -260,25 +326,29 @@ class Checkpoint:
         self, rows: Sequence[Sequence[str]], outs: Sequence[int]
     ) -> tuple[Tensor, tuple[int, int] | None]:
         """Scales of a stack, float32, and the block they are for."""
-        assert self.config.quantization is not None
-        block = self.config.quantization.block
         parts = [[self._scale(module) for module in row] for row in rows]
-        if block is not None and any(n % block[0] for n in outs[:-1]):
+        block = parts[0][0].block
+        scales = [[part.scale for part in row if part.scale is not None] for row in parts]
+        alike = {part.block for row in parts for part in row} == {block}
+        if block is not None and not (alike and all(n % block[0] == 0 for n in outs[:-1])):
             # The parts' blocks do not line up in the stack: give every row its own scales.
-            parts = [
-                [s.repeat_interleave(block[0], 0)[:n] for s, n in zip(row, outs, strict=True)]
-                for row in parts
-            ]
+            scales = [[_per_row(part) for part in row] for row in parts]
             block = (1, block[1])
-        return torch.stack([torch.cat(row) for row in parts]).to(self.device), block
+        return torch.stack([torch.cat(row) for row in scales]).to(self.device), block
 
-    def _scale(self, module: str) -> Tensor:
-        """The scale of one module, (N, 1) or blocks, float32 on the host."""
-        source, beside = linear(self._entries, module, self.config)
+    def _scale(self, module: str) -> Linear:
+        """A module with its scale; what describes it is then used."""
+        source, beside = self._linear(module)
         for entry in beside:
             self._used(entry.name)
         assert source.scale is not None
-        return source.scale
+        return source
+
+
+def _per_row(part: Linear) -> Tensor:
+    """A block scale with one row for each of the weight's."""
+    assert part.scale is not None and part.block is not None
+    return part.scale.repeat_interleave(part.block[0], 0)[: part.entry.shape[0]]
 
 
 def _advice(name: str) -> str:

@@ -6,6 +6,9 @@ and by a mixture of experts with a shared expert in the rest; then one extra lay
 the token after next (MTP). Every arithmetic step is an op of `glm_portable/ops.py`, so this file is
 the same on every chip. Each part pulls its weights from the checkpoint by their names on disk.
 
+On several ranks the checkpoint gives each rank its part of a weight (`parallel.py` says which), and
+the ranks' outputs are summed where `all_reduce` stands: once after attention, once after the MLP.
+
 Shape letters in names are those of `ops.py`: T tokens, D hidden size, H query heads, G key/value
 heads, C head size, E experts, K experts per token, F expert width, V vocabulary.
 """
@@ -20,6 +23,7 @@ from torch import Tensor
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.ops import KVCache, Ops, Step, Weight
+from glm_portable.parallel import Parallel
 
 
 @dataclass
@@ -62,12 +66,15 @@ class Attention:
         self.ops, self.eps, self.size = ops, config.rms_norm_eps, config.head_dim
         q_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
-        self.widths = [q_width, kv_width, kv_width]
+        widths = [q_width, kv_width, kv_width]
+        local = weights.parallel.local(config)
+        heads = (local.num_attention_heads, local.num_key_value_heads, local.num_key_value_heads)
+        self.widths = [n * self.size for n in heads]
         projections = [f"{prefix}.{p}_proj" for p in "qkv"]
-        self.qkv = ops.pack(weights.weight(projections, self.widths, config.hidden_size))
+        self.qkv = ops.pack(weights.weight(projections, widths, config.hidden_size))
         self.qkv_bias = None
         if config.attention_bias:
-            biases = zip(projections, self.widths, strict=True)
+            biases = zip(projections, widths, strict=True)
             self.qkv_bias = torch.cat([weights.tensor(f"{p}.bias", (n,)) for p, n in biases])
         self.out = ops.pack(weights.weight([f"{prefix}.o_proj"], [config.hidden_size], q_width))
         self.q_norm = self.k_norm = None
@@ -112,6 +119,7 @@ class MoE:
         self, config: ModelConfig, ops: Ops, weights: Checkpoint, prefix: str, layer: int
     ) -> None:
         self.config, self.ops, self.layer = config, ops, layer
+        self.first = weights.parallel.experts(config.n_routed_experts).start
         count, d, width = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         # The bias is a large offset with a tiny spread: rounded to BF16 it re-routes most tokens.
         wide = torch.promote_types(weights.dtype, torch.float32)
@@ -127,6 +135,8 @@ class MoE:
         weights_TK, experts_TK = self.ops.route(x_TD, self.gate, self.bias, self.config)
         if trace is not None:
             trace.routed[self.layer] = weights_TK, experts_TK
+        if self.first:
+            experts_TK = experts_TK - self.first  # others than this rank's are then out of range
         routed = self.ops.experts(x_TD, self.gate_up, self.down, weights_TK, experts_TK)
         return routed + self.shared(x_TD)
 
@@ -135,7 +145,7 @@ class Layer:
     """One decoder layer; hands on its output and the residual stream, summed in the next norm."""
 
     def __init__(self, config: ModelConfig, ops: Ops, weights: Checkpoint, index: int) -> None:
-        self.ops, self.eps = ops, config.rms_norm_eps
+        self.ops, self.eps, self.parallel = ops, config.rms_norm_eps, weights.parallel
         prefix, d = f"model.layers.{index}", config.hidden_size
         self.input_norm = weights.tensor(f"{prefix}.input_layernorm.weight", (d,))
         self.attention = Attention(config, ops, weights, f"{prefix}.self_attn")
@@ -163,12 +173,12 @@ class Layer:
         )
         if trace is not None:
             trace.residuals.append(residual)
-        x_TD = self.attention(normed, rotary, cache, step)
+        x_TD = self.parallel.all_reduce(self.attention(normed, rotary, cache, step))
         normed, residual = self.ops.rms_norm(x_TD, self.post_norm, self.eps, residual, self.feeds)
         if self.moe is not None:
-            return self.moe(normed, trace), residual
+            return self.parallel.all_reduce(self.moe(normed, trace)), residual
         assert self.mlp is not None
-        return self.mlp(normed), residual
+        return self.parallel.all_reduce(self.mlp(normed)), residual
 
 
 class MTP:
@@ -178,6 +188,7 @@ class MTP:
         self, config: ModelConfig, ops: Ops, weights: Checkpoint, embed_VD: Tensor, head: Weight
     ) -> None:
         self.ops, self.config, self.eps = ops, config, config.rms_norm_eps
+        self.parallel = weights.parallel
         index, d = config.num_hidden_layers, config.hidden_size
         prefix = f"model.layers.{index}"
         self.embed = self._own_embed(weights, prefix, embed_VD)
@@ -193,7 +204,7 @@ class MTP:
         name = f"{prefix}.embed_tokens.weight"
         if not weights.has(name):
             return embed_VD
-        own = weights.tensor(name, tuple(embed_VD.shape))
+        own = weights.tensor(name, (self.config.vocab_size, self.config.hidden_size))
         return embed_VD if torch.equal(own, embed_VD) else own
 
     def _own_head(self, weights: Checkpoint, prefix: str, embed_VD: Tensor, head: Weight) -> Weight:
@@ -202,7 +213,7 @@ class MTP:
         if weights.is_quantised(name):
             weights.skip_linear(name)
         elif weights.has(f"{name}.weight"):
-            v, d = embed_VD.shape
+            v, d = self.config.vocab_size, self.config.hidden_size
             own = weights.weight([name], [v], d)
             tied = self.config.tie_word_embeddings
             model_head = embed_VD if tied else weights.tensor("lm_head.weight", (v, d))
@@ -216,7 +227,8 @@ class MTP:
         this layer's, when drafting further); step: that of hidden_TD. The layer's cache has a
         slot for each of them, and rotates by the position of the token that follows.
         """
-        embedded, _ = self.ops.rms_norm(F.embedding(next_ids_T, self.embed), self.enorm, self.eps)
+        embedded = _embed(next_ids_T, self.embed, self.parallel)
+        embedded, _ = self.ops.rms_norm(embedded, self.enorm, self.eps)
         hidden, _ = self.ops.rms_norm(hidden_TD, self.hnorm, self.eps)
         x = self.ops.linear(torch.cat([embedded, hidden], dim=-1), self.eh_proj)
         rotary = Rotary.at(step.positions_T + 1, self.config, x.dtype)
@@ -229,6 +241,7 @@ class Model:
 
     def __init__(self, config: ModelConfig, ops: Ops, weights: Checkpoint) -> None:
         self.config, self.ops, self.dtype = config, ops, weights.dtype
+        self.parallel = weights.parallel
         v, d = config.vocab_size, config.hidden_size
         self.embed = weights.tensor("model.embed_tokens.weight", (v, d))
         self.layers = [Layer(config, ops, weights, i) for i in range(config.num_hidden_layers)]
@@ -244,9 +257,9 @@ class Model:
 
     def allocate(self, pages: int, page_size: int) -> list[KVCache]:
         """A cache for each main layer and, last, one for the MTP layer if there is one."""
-        count = len(self.layers) + (self.mtp is not None)
+        count, local = len(self.layers) + (self.mtp is not None), self.parallel.local(self.config)
         return [
-            KVCache.allocate(self.config, pages, page_size, self.dtype, self.ops.device)
+            KVCache.allocate(local, pages, page_size, self.dtype, self.ops.device)
             for _ in range(count)
         ]
 
@@ -254,7 +267,7 @@ class Model:
         self, ids_T: Tensor, step: Step, caches: Sequence[KVCache], trace: Trace | None = None
     ) -> Tensor:
         """Hidden states after the final norm, (T, D); keys and values go into the caches."""
-        x, residual = F.embedding(ids_T, self.embed), None
+        x, residual = _embed(ids_T, self.embed, self.parallel), None
         rotary = Rotary.at(step.positions_T, self.config, self.dtype)
         for layer, cache in zip(self.layers, caches[: len(self.layers)], strict=True):
             x, residual = layer(x, residual, rotary, cache, step, trace)
@@ -265,16 +278,26 @@ class Model:
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """(T, V), float32 at least; rows of the vocabulary beyond the tokenizer's are untrained."""
-        return _logits(self.ops, hidden_TD, self.head)
+        return _logits(self.ops, hidden_TD, self.head, self.parallel)
 
     def mtp_logits(self, hidden_TD: Tensor) -> Tensor:
         """As `logits`, of hidden states that `mtp` returned."""
         assert self.mtp is not None
-        return _logits(self.ops, hidden_TD, self.mtp.head)
+        return _logits(self.ops, hidden_TD, self.mtp.head, self.parallel)
 
 
-def _logits(ops: Ops, hidden_TD: Tensor, head: Weight) -> Tensor:
-    logits = ops.linear(hidden_TD, head)
+def _embed(ids_T: Tensor, rows_VD: Tensor, parallel: Parallel) -> Tensor:
+    """Rows of the embedding; those of other ranks' tokens are 0 here and come with the sum."""
+    if parallel.size == 1:
+        return F.embedding(ids_T, rows_VD)
+    ids_T = ids_T - parallel.rank * len(rows_VD)
+    foreign_T = (ids_T < 0) | (ids_T >= len(rows_VD))
+    x_TD = F.embedding(ids_T.masked_fill(foreign_T, 0), rows_VD)
+    return parallel.all_reduce(x_TD.masked_fill(foreign_T.unsqueeze(1), 0))
+
+
+def _logits(ops: Ops, hidden_TD: Tensor, head: Weight, parallel: Parallel) -> Tensor:
+    logits = parallel.all_gather(ops.linear(hidden_TD, head))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

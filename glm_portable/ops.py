@@ -281,6 +281,12 @@ def formats(backend: Ops) -> frozenset[str]:
     return frozenset(getattr(backend, "formats", FORMATS))
 
 
+def collectives(backend: Ops) -> str:
+    """The library of torch.distributed for its tensors: its attribute `collectives`, or gloo."""
+    on_host = backend.device.type == "cpu"
+    return "gloo" if on_host else str(getattr(backend, "collectives", "gloo"))
+
+
 def names() -> list[str]:
     """The backends this installation has."""
     package = importlib.import_module("glm_portable.backends")

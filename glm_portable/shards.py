@@ -9,7 +9,7 @@ header, and the tensors' bytes without gaps.
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +36,11 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor on disk; `offset` counts bytes from the start of the shard's file."""
+    """One tensor on disk, or some rows and columns of it; `offset` counts bytes of the file.
+
+    nbytes: of the whole tensor. pitch: numbers from the start of one row to that of the next, None
+    where the rows lie one after the other.
+    """
 
     name: str
     shard: "Shard"
@@ -44,6 +48,19 @@ class Entry:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    pitch: int | None = None
+
+    def part(self, rows: range, columns: range | None = None) -> "Entry":
+        """These rows, and of a matrix these columns; all columns if None."""
+        width = math.prod(self.shape[1:])
+        pitch = self.pitch or width
+        columns = range(width) if columns is None else columns
+        return replace(
+            self,
+            shape=(len(rows), *((len(columns),) if len(self.shape) > 1 else ())),
+            offset=self.offset + (rows.start * pitch + columns.start) * self.dtype.itemsize,
+            pitch=None if len(columns) == pitch else pitch,
+        )
 
     def read(self) -> Tensor:
         """The tensor as stored, on the host."""
@@ -52,13 +69,26 @@ class Entry:
         return out
 
     def rows(self, begin: int, end: int) -> Tensor:
-        """Rows `begin` to `end` of a matrix as stored, on the host."""
-        out = torch.empty((end - begin, *self.shape[1:]), dtype=self.dtype)
-        self.shard.read_into(self.offset + begin * (self.nbytes // self.shape[0]), out)
-        return out
+        """Rows `begin` to `end` of a matrix as stored, on the host.
+
+        Of rows with a pitch the rest is read along: one call for many short pieces of a file.
+        """
+        width = math.prod(self.shape[1:])
+        pitch = self.pitch or width
+        lines = torch.empty((end - begin) * pitch, dtype=self.dtype)
+        # Not behind the last number: another tensor, or the end of the file, may follow.
+        wanted = lines[: (end - begin - 1) * pitch + width]
+        self.shard.read_into(self.offset + begin * pitch * self.dtype.itemsize, wanted)
+        return lines.view(-1, pitch)[:, :width].reshape(end - begin, *self.shape[1:]).contiguous()
 
     def read_into(self, out: Tensor) -> None:
         """Fill the contiguous `out`, of as many elements; converts (rounding once) and moves."""
+        if self.pitch is not None:
+            step = max(1, STAGED_ELEMENTS // self.pitch)
+            for begin in range(0, len(out), step):
+                end = min(begin + step, len(out))
+                out[begin:end].copy_(self.rows(begin, end))
+            return
         if out.device.type == "cpu" and out.dtype == self.dtype:
             self.shard.read_into(self.offset, out)
             return

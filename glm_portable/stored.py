@@ -6,6 +6,7 @@ a block) or `X.weight_scale_inv` (DeepSeek-style blocks; despite its name a fact
 Both mean weight = data * scale. msmodelslim's `X.weight_offset` must be zero.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +71,17 @@ class Linear:
     scale: Tensor | None = None
     block: tuple[int, int] | None = None
 
+    def part(self, rows: range, columns: range) -> "Linear":
+        """These rows and columns; blocks that the part cuts become smaller ones."""
+        entry = self.entry.part(rows, columns)
+        if self.scale is None:
+            return Linear(entry)
+        if self.block is None:
+            return Linear(entry, self.scale[rows.start : rows.stop])
+        tall, bands = blocks(self.block[0], rows, self.entry.shape[0])
+        wide, strips = blocks(self.block[1], columns, self.entry.shape[1])
+        return Linear(entry, self.scale[bands][:, strips].contiguous(), (tall, wide))
+
     def pieces(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows in float32) from top to bottom, a few rows at a time."""
         count, width = self.entry.shape
@@ -85,6 +97,15 @@ class Linear:
             return self.scale[begin:end]
         bands = self.scale[torch.arange(begin, end) // self.block[0]]
         return bands.repeat_interleave(self.block[1], 1)[:, : self.entry.shape[1]]
+
+
+def blocks(size: int, part: range, whole: int) -> tuple[int, Tensor]:
+    """The size of the blocks of a part, and for each of them the block on disk that it lies in.
+
+    A part is a whole dimension or one of several equal parts of it.
+    """
+    here = size if len(part) == whole else math.gcd(size, len(part))
+    return here, torch.arange(part.start, part.stop, here) // size
 
 
 def linear(entries: Entries, module: str, config: ModelConfig) -> tuple[Linear, list[Entry]]:

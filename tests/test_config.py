@@ -15,6 +15,7 @@ from glm_portable.config import ModelConfig, Quantization
 from glm_portable.errors import UsageError
 from glm_portable.model import Model
 from glm_portable.ops import Weight
+from glm_portable.parallel import SINGLE
 from tests.random_checkpoint import quantization_config, small_config, tensor_shapes
 
 # The published files, without the ignore lists of the FP8 ones (hundreds of names).
@@ -83,7 +84,7 @@ class Shapes(Checkpoint):
     """Stands where a checkpoint would, and writes down which names and shapes it is asked for."""
 
     def __init__(self) -> None:
-        self.dtype = torch.bfloat16
+        self.dtype, self.parallel = torch.bfloat16, SINGLE
         self.asked: dict[str, tuple[int, ...]] = {}
 
     def has(self, name: str) -> bool:

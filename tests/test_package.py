@@ -28,6 +28,8 @@ def test_wheel_holds_backends_and_pocket_model(tmp_path: Path) -> None:
                  "glm_portable/backends/cpu/native.cpp", "glm_portable/backends/cpu/lanes.h",
                  "glm_portable/backends/cpu/attention.cpp", "glm_portable/cli.py",
                  "glm_portable/kernels/tuned/gfx942.json"}  # fmt: skip
+    assets = ("page.html", "page.css", "page.js")
+    expected |= {f"glm_portable/verify/report/assets/{name}" for name in assets}
     assert len(pocket) == 6 and expected <= names
     outside = {n.split("/")[0] for n in names if not n.split("/")[0].endswith(".dist-info")}
     assert outside == {"glm_portable"}  # no top-level `backends` to shadow anything

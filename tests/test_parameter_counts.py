@@ -15,6 +15,7 @@ from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.model import Model
 from glm_portable.ops import Weight
+from glm_portable.parallel import SINGLE
 
 CONFIGS = json.loads((Path(__file__).parent / "data" / "published_configs.json").read_text())
 META = torch.device("meta")
@@ -24,6 +25,7 @@ class Counter:
     """A checkpoint of shapes alone, as GLM-4.6's: without the MTP layer's two copies."""
 
     dtype = torch.bfloat16
+    parallel = SINGLE
 
     def __init__(self) -> None:
         self.elements: dict[str, int] = {}

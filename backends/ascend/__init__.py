@@ -42,6 +42,7 @@ class AscendOps:
     """
 
     name = "ascend"
+    collectives = "hccl"
     formats = frozenset({"bf16", "w8a8", "int8"})
     page_size = 128
     """What the attention operator recommends; it takes other multiples of 16 up to 1024."""

@@ -20,8 +20,9 @@ WIDEST = 65535
 class Packed:
     """A weight as the operators take it.
 
-    data: (R, N), or (E, R, N); one part, or several along N. scale: float32 (N) or (E, N).
-    rounded: the scale in BF16, which makes npu_grouped_matmul give BF16. Both None if plain.
+    parts: (N, R) if plain, (R, N) if INT8, (E, R, N) for experts; one, or several along N. scale:
+    float32 (N) or (E, N). rounded: an expert's scale in BF16, which makes npu_grouped_matmul give
+    BF16. Both None if plain.
     """
 
     parts: tuple[Tensor, ...]
@@ -43,20 +44,25 @@ def pack(npu: Any, chip: Chip, w: Weight) -> Weight:
             "checkpoint as BF16 (twice the memory) or requantise it with --quantization w8a8."
         )
     if w.scale is None:
-        return replace(w, packed=Packed((_rows_last(w.data),)))
+        return _plain(w)
     if not w.dynamic_activations or w.block is not None:
-        plain = w.dequantize()
-        return Weight(plain, w.dtype, packed=Packed((_rows_last(plain),)))
+        return _plain(Weight(w.dequantize(), w.dtype))
     scale = w.scale.to(torch.float32).flatten(-2).contiguous()
     parts = torch.split(w.data, WIDEST, dim=-2) if w.data.dim() == 2 else (w.data,)
     tiles = tuple(npu.npu_format_cast(p.mT.contiguous(), FRACTAL_NZ) for p in parts)
-    packed = Packed(tiles, scale, scale.to(torch.bfloat16))
+    rounded = scale.to(torch.bfloat16) if w.data.dim() == 3 else None
+    packed = Packed(tiles, scale, rounded)
     return replace(w, data=w.data.new_empty(0), scale=None, packed=packed)
 
 
-def _rows_last(data: Tensor) -> Tensor:
-    """(E, R, N) for the grouped product; a single matrix stays (N, R) for torch's linear."""
-    return data.mT.contiguous() if data.dim() == 3 else data
+def _plain(w: Weight) -> Weight:
+    """Experts as (E, R, N) for the grouped product, and only so: they are most of the memory.
+
+    A single matrix stays (N, R) for torch's linear.
+    """
+    if w.data.dim() == 2:
+        return replace(w, packed=Packed((w.data,)))
+    return replace(w, data=w.data.new_empty(0), packed=Packed((w.data.mT.contiguous(),)))
 
 
 def packed_of(w: Weight) -> Packed:

@@ -90,6 +90,25 @@ def judge(ours: Distance, theirs: Distance, slope: float = SLOPE) -> list[str]:
     return found
 
 
+def ulps(actual: Tensor, exact: Tensor) -> float:
+    """The largest error in units in the last place of the type of `actual`.
+
+    A unit is taken at a value's own size, or at the root mean square of its row where it is
+    smaller: a sum that cancels is no better than its terms. Row by row, because one row of large
+    numbers would hide any error in the others.
+    """
+    rows = exact.shape[-1] if exact.dim() else 1
+    a, e = (t.detach().double().reshape(-1, rows) for t in (actual, exact))
+    both = a.isfinite() & e.isfinite()
+    error, size = (torch.where(both, t, 0.0) for t in ((a - e).abs(), e.abs()))
+    count = both.sum(-1, keepdim=True).clamp(min=1)
+    rms = (size.square().sum(-1, keepdim=True) / count).sqrt()
+    limits = torch.finfo(actual.dtype)
+    size = torch.maximum(size, rms).clamp(min=limits.tiny)
+    unit = limits.eps * torch.exp2(size.log2().floor())
+    return (error / unit).max().item() if error.numel() else 0.0
+
+
 def _same_nonfinite(a: Tensor, e: Tensor) -> bool:
     same_nan = torch.equal(a.isnan(), e.isnan())
     infinite = a.isinf() | e.isinf()

@@ -9,11 +9,11 @@ from torch import Tensor
 from glm_portable.backends import ascend
 from glm_portable.backends.ascend import AscendOps
 from glm_portable.ops import KVCache, Step, Weight
+from glm_portable.verify.cases.data import normal, quantised, weight
 from glm_portable.virtual import npu
 from glm_portable.virtual.npu.devices import Devices
 from glm_portable.virtual.npu.machine import Machine
 from glm_portable.virtual.npu.refusal import Refusal
-from tests.backends.cases import normal, quantised, weight
 
 BF16 = torch.bfloat16
 

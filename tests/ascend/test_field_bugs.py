@@ -11,10 +11,10 @@ from torch import Tensor
 
 from glm_portable.backends import ascend, reference
 from glm_portable.backends.ascend import AscendOps
+from glm_portable.verify.cases import named
 from glm_portable.verify.metrics import faults
 from glm_portable.virtual.npu.refusal import Refusal
 from tests.ascend.test_cases import attend, mixture
-from tests.backends.cases import CASES, Case
 
 BF16 = torch.bfloat16
 FOLDER = Path(ascend.__file__).parent
@@ -35,15 +35,11 @@ def broken(ops: AscendOps, name: str, change: Callable[..., Any]) -> AscendOps:
     return AscendOps(ops.chip, Altered(ops.npu, name, change), ops.device)
 
 
-def case(op: str, name: str) -> Case:
-    return next(c for c in CASES if (c.op, c.name) == (op, name))
-
-
 def judge(run: Callable[[Any, torch.dtype], Tensor], ops: AscendOps) -> list[str]:
     return faults(run(ops, BF16), run(reference, BF16), run(reference, torch.float64))
 
 
-FACTOR = case("route", "bias around 7").run
+FACTOR = named("route", "bias around 7")
 
 
 def factor_twice(op: Any, *a: Any, **k: Any) -> Any:
@@ -71,8 +67,8 @@ def rounded(op: Any, x: Tensor, *a: Any, **k: Any) -> Any:
 
 @pytest.mark.parametrize("bug", [factor_twice, factor_never, softmax, without_bias, rounded])
 def test_router(bug: Callable[..., Any], a3: AscendOps) -> None:
-    assert judge(FACTOR, a3) == []
-    assert judge(FACTOR, broken(a3, "npu_moe_gating_top_k", bug))
+    assert FACTOR.findings(a3, BF16) == ()
+    assert FACTOR.findings(broken(a3, "npu_moe_gating_top_k", bug), BF16)
 
 
 def test_a_bias_in_another_type_than_the_logits_is_refused(a3: AscendOps) -> None:
@@ -80,12 +76,12 @@ def test_a_bias_in_another_type_than_the_logits_is_refused(a3: AscendOps) -> Non
         return op(*a, **k | {"bias": k["bias"].to(BF16)})
 
     with pytest.raises(Refusal, match="bias's dtype is torch.bfloat16, but x's is torch.float32"):
-        judge(FACTOR, broken(a3, "npu_moe_gating_top_k", bias))
+        FACTOR.run(broken(a3, "npu_moe_gating_top_k", bias), BF16)
 
 
 def test_unnormalised_weights_never_reach_the_operator(a3: AscendOps) -> None:
     """It divides by the sum whatever renorm says: vllm-ascend's GLM answered chaotically."""
-    case("route", "unnormalised").run(a3, BF16)
+    named("route", "unnormalised").run(a3, BF16)
     assert "npu_moe_gating_top_k" not in a3.npu._machine.ran
 
 
@@ -157,9 +153,9 @@ def test_rotating_the_whole_head_shows(a3: AscendOps) -> None:
         cos, sin = angles.chunk(2, -1)
         return op(at, q, k, torch.cat([cos, cos, sin, sin], -1), size, **r)
 
-    run = case("rope_store", "half a head").run
-    assert judge(run, a3) == []
-    assert judge(run, broken(a3, "npu_mrope", whole))
+    case = named("rope_store", "half a head")
+    assert case.findings(a3, BF16) == ()
+    assert case.findings(broken(a3, "npu_mrope", whole), BF16)
 
 
 def test_interleaved_rotation_is_refused(a3: AscendOps) -> None:
@@ -167,7 +163,7 @@ def test_interleaved_rotation_is_refused(a3: AscendOps) -> None:
         return op(*a, **k | {"rotary_mode": "interleave"})
 
     with pytest.raises(Refusal, match="rotary_mode is interleave"):
-        case("rope_store", "half a head").run(broken(a3, "npu_mrope", interleaved), BF16)
+        named("rope_store", "half a head").run(broken(a3, "npu_mrope", interleaved), BF16)
 
 
 INT8 = mixture(96)
@@ -199,7 +195,7 @@ def test_counts_read_as_sums_are_refused(a3: AscendOps) -> None:
         return op(*a, **k | {"group_list_type": 0})
 
     with pytest.raises(Refusal, match="group_list_type 0 means cumulative sums"):
-        case("experts", "16 tokens").run(broken(a3, "npu_grouped_matmul", sums), BF16)
+        named("experts", "16 tokens").run(broken(a3, "npu_grouped_matmul", sums), BF16)
 
 
 def test_foreign_choices_need_abs_and_zero_weights(a3: AscendOps) -> None:

@@ -12,15 +12,14 @@ from torch import Tensor
 from glm_portable.backends import cpu, reference
 from glm_portable.backends.cpu import native
 from glm_portable.ops import KVCache, Step, Weight
-from glm_portable.verify.metrics import faults
-from tests.backends.cases import CASES, Case, choices, normal, quantised, weight
+from glm_portable.verify.cases import CASES, Case
+from glm_portable.verify.cases.data import choices, normal, quantised, weight
 
 DTYPES = [torch.float32, torch.bfloat16]
 
 
 def verdict(case: Case, dtype: torch.dtype, backend: Any = cpu) -> list[str]:
-    exact = case.run(reference, torch.float64)
-    return faults(case.run(backend, dtype), case.run(reference, dtype), exact)
+    return list(case.findings(backend, dtype))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +38,9 @@ def test_errs_no_more_than_twice_as_much_as_plain_pytorch(case: Case, dtype: tor
 def test_float64_and_float16_run_without_onednn() -> None:
     for dtype in (torch.float64, torch.float16):
         for case in CASES:
-            if case.op in ("linear", "experts", "attend") and not case.rounds_within:
+            beyond = dtype == torch.float16 and "of every size" in case.name
+            products = case.op in ("linear", "experts", "attend")
+            if products and not case.rounds_within and not beyond:
                 assert verdict(case, dtype) == [], case
 
 

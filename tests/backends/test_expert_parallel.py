@@ -8,7 +8,7 @@ import torch
 
 from glm_portable.backends import cpu, reference
 from glm_portable.ops import Weight
-from tests.backends.cases import FP8, INT8, choices, normal, quantised, weight
+from glm_portable.verify.cases.data import FP8, INT8, choices, normal, quantised, weight
 from tests.backends.dispatch import Filled
 
 BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "cpu"])

@@ -11,8 +11,9 @@ from glm_portable.backends import cpu, reference
 from glm_portable.backends.cpu import native
 from glm_portable.config import ModelConfig
 from glm_portable.ops import KVCache, Step
+from glm_portable.verify.cases import STEPS
+from glm_portable.verify.cases.data import normal
 from glm_portable.verify.metrics import faults
-from tests.backends.cases import STEPS, normal
 from tests.random_checkpoint import small_config
 
 OCP, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz

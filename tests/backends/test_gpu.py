@@ -11,7 +11,7 @@ from glm_portable.backends import rocm
 from glm_portable.backends._gpu import GpuOps, check_torch, to_dialect
 from glm_portable.errors import UsageError
 from glm_portable.kernels.target import Target
-from tests.backends.cases import quantised
+from glm_portable.verify.cases.data import quantised
 
 OCP, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 CODES = torch.arange(256, dtype=torch.int32).to(torch.uint8)

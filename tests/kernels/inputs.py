@@ -6,7 +6,7 @@ from torch import Tensor
 
 from glm_portable.backends._gpu import to_dialect
 from glm_portable.kernels.grouped_gemm import Matrices
-from tests.backends.cases import quantised
+from glm_portable.verify.cases.data import quantised
 from tests.kernels.machine import Machine
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn

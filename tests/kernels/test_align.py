@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from glm_portable.kernels import align as module
 from glm_portable.kernels.align import align, most_tiles
-from tests.backends.cases import choices
+from glm_portable.verify.cases.data import choices
 from tests.kernels.inputs import full
 from tests.kernels.machine import Machine
 

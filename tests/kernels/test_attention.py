@@ -8,8 +8,8 @@ from glm_portable.backends import reference
 from glm_portable.kernels import attention
 from glm_portable.kernels.attention import attend
 from glm_portable.ops import KVCache, Step
+from glm_portable.verify.cases.data import normal
 from glm_portable.verify.metrics import faults
-from tests.backends.cases import normal
 from tests.kernels.inputs import BF16, fp8, full
 from tests.kernels.machine import Machine
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from glm_portable.backends._gpu import Coded, GpuOps
 from glm_portable.kernels.launch import observed
 from glm_portable.ops import Weight
-from tests.backends.cases import choices, normal, on, quantised, weight
+from glm_portable.verify.cases.data import choices, normal, on, quantised, weight
 from tests.kernels.inputs import BF16, FP8, fp8
 from tests.kernels.machine import Machine
 

@@ -11,8 +11,8 @@ from glm_portable.kernels.align import Alignment, align
 from glm_portable.kernels.grouped_gemm import Matrices, combine, gemm, grouped_gemm
 from glm_portable.kernels.quantize import quantize
 from glm_portable.kernels.tiles import Tile
+from glm_portable.verify.cases.data import choices, normal, weight
 from glm_portable.verify.metrics import faults
-from tests.backends.cases import choices, normal, weight
 from tests.kernels.inputs import BF16, fp8, full, matrices
 from tests.kernels.machine import Machine
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from glm_portable.backends import reference
 from glm_portable.kernels import norm, quantize, silu
-from tests.backends.cases import normal
+from glm_portable.verify.cases.data import normal
 from tests.kernels.inputs import BF16, FP8, codes, fp8, full
 from tests.kernels.machine import Machine
 

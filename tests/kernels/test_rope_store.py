@@ -11,8 +11,8 @@ from torch import Tensor
 from glm_portable.backends import reference
 from glm_portable.kernels.rope import rope_store
 from glm_portable.ops import KVCache, Step
+from glm_portable.verify.cases.data import normal
 from glm_portable.verify.metrics import faults
-from tests.backends.cases import normal
 from tests.kernels.inputs import BF16, codes, fp8, full
 from tests.kernels.machine import Machine
 

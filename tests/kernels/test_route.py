@@ -7,8 +7,8 @@ from torch import Tensor
 from glm_portable.backends import reference
 from glm_portable.config import ModelConfig
 from glm_portable.kernels.route import route
+from glm_portable.verify.cases.data import normal
 from glm_portable.verify.metrics import flips, router_error
-from tests.backends.cases import normal
 from tests.kernels.inputs import full
 from tests.kernels.machine import Machine
 from tests.random_checkpoint import small_config

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from glm_portable.backends import reference
 from glm_portable.kernels import norm, silu
+from glm_portable.verify.cases.data import normal
 from glm_portable.verify.metrics import faults
-from tests.backends.cases import normal
 from tests.kernels.inputs import BF16, full
 from tests.kernels.machine import Machine
 

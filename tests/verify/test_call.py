@@ -11,7 +11,7 @@ from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
 from glm_portable.ops import KVCache, Step, Weight
 from glm_portable.verify.call import Call, perform, routing_attributes, step_tensors
-from tests.backends.cases import normal, quantised, weight
+from glm_portable.verify.cases.data import normal, quantised, weight
 from tests.random_checkpoint import small_config
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn

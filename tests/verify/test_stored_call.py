@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from glm_portable.errors import UsageError
 from glm_portable.verify.call import Call
+from glm_portable.verify.cases.data import normal
 from glm_portable.verify.stored_call import StoredCall, read, write
-from tests.backends.cases import normal
 
 NUMBERS = {
     "x": normal(3, 8).bfloat16(),

@@ -34,7 +34,9 @@ def document(report: Report, folder: Path) -> ET.Element:
     return ET.parse(folder / "r.xml").getroot()
 
 
-@pytest.mark.parametrize("report", [mixed(), clean(), Report("empty", {}, [])], ids=str)
+@pytest.mark.parametrize(
+    "report", [mixed(), clean(), Report("empty", {}, [])], ids=["mixed", "clean", "empty"]
+)
 def test_the_document_keeps_to_the_schema(report: Report, tmp_path: Path) -> None:
     for element in document(report, tmp_path).iter():
         assert set(element.attrib) == ATTRIBUTES[element.tag]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glm_portable.backends.ascend.chip import Chip
-from glm_portable.virtual.npu.refusal import require
+from glm_portable.virtual.npu.refusal import require, values_needed
 from glm_portable.virtual.npu.semantics.quantised import HALVES
 
 OP = "npu_fused_infer_attention_score"
@@ -56,7 +56,11 @@ def fused_infer_attention_score(
     assert block_table is not None
     lengths = _kv_lengths(actual_seq_lengths_kv, ends, block_table, block_size)
     _check_pages(key, value, block_table, block_size, groups * query.shape[-1])
-    _check_mask(atten_mask, sparse_mode)
+    atten_mask = _checked_mask(atten_mask, sparse_mode)
+    values_needed(query)
+    inside = bool(((block_table >= 0) & (block_table < len(key))).all())
+    require(inside, OP, "block_table", block_table.tolist(), f"there are {len(key)} pages")
+    _check_polarity(atten_mask)
     outputs, begin = [], 0
     for row, end, length in zip(block_table, ends, lengths, strict=True):
         keys, values = (
@@ -189,11 +193,9 @@ def _check_pages(key: Tensor, value: Tensor, table: Tensor, page: int, width: in
             pages.stride(),
             "it must be contiguous",
         )
-    inside = bool(((table >= 0) & (table < len(key))).all())
-    require(inside, OP, "block_table", table.tolist(), f"there are {len(key)} pages")
 
 
-def _check_mask(mask: Tensor | None, sparse_mode: int) -> None:
+def _checked_mask(mask: Tensor | None, sparse_mode: int) -> Tensor:
     require(sparse_mode == CAUSAL, OP, "sparse_mode", sparse_mode, "3 (causal) is simulated")
     require(mask is not None, OP, "atten_mask", None, "sparse_mode 3 needs it")
     assert mask is not None
@@ -206,6 +208,10 @@ def _check_mask(mask: Tensor | None, sparse_mode: int) -> None:
         tuple(mask.shape),
         f"sparse_mode 3 takes {MASK} by {MASK}",
     )
+    return mask
+
+
+def _check_polarity(mask: Tensor) -> None:
     require(
         torch.equal(mask.bool(), _above_diagonal()),
         OP,

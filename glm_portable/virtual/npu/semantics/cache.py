@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from glm_portable.backends.ascend.chip import Chip
-from glm_portable.virtual.npu.refusal import require
+from glm_portable.virtual.npu.refusal import require, values_needed
 
 OP = "npu_scatter_pa_kv_cache"
 
@@ -46,23 +46,13 @@ def scatter_pa_kv_cache(
         slot_mapping.dtype,
         f"it must be one of {kinds}",
     )
-    slots = slot_mapping.long()
     room = key_cache.shape[0] * key_cache.shape[1]
     require(
-        len(slots) == len(key),
+        len(slot_mapping) == len(key),
         OP,
         "slot_mapping's length",
-        len(slots),
+        len(slot_mapping),
         f"there are {len(key)} tokens",
-    )
-    inside = bool(((slots >= 0) & (slots < room)).all())
-    require(inside, OP, "slot_mapping", slots.tolist(), f"there are {room} slots")
-    require(
-        len(set(slots.tolist())) == len(slots),
-        OP,
-        "slot_mapping",
-        slots.tolist(),
-        "no slot may come twice",
     )
     for argument, rows, pages in (("key", key, key_cache), ("value", value, value_cache)):
         require(
@@ -93,4 +83,16 @@ def scatter_pa_kv_cache(
             tuple(rows.shape),
             f"the cache's is {tuple(pages.shape)}",
         )
+    values_needed(key, slot_mapping)
+    slots = slot_mapping.long()
+    inside = bool(((slots >= 0) & (slots < room)).all())
+    require(inside, OP, "slot_mapping", slots.tolist(), f"there are {room} slots")
+    require(
+        len(set(slots.tolist())) == len(slots),
+        OP,
+        "slot_mapping",
+        slots.tolist(),
+        "no slot may come twice",
+    )
+    for rows, pages in ((key, key_cache), (value, value_cache)):
         pages.view(room, *pages.shape[2:])[slots] = rows

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from glm_portable.backends.ascend.chip import Chip
-from glm_portable.virtual.npu.refusal import require
+from glm_portable.virtual.npu.refusal import require, values_needed
 from glm_portable.virtual.npu.semantics.dtypes import of_argument
 from glm_portable.virtual.npu.semantics.quantised import HALVES, product
 from glm_portable.virtual.npu.semantics.undefined import undefined
@@ -65,8 +65,10 @@ def grouped_matmul(
     )
     rows, stack = x[0], weight[0]
     _check_product(chip, rows, stack)
-    ends = _ends(group_list, group_list_type, len(stack), len(rows))
+    groups = _checked_list(group_list, group_list_type, len(stack))
     out = _output(rows, stack, scale, per_token_scale, of_argument(output_dtype))
+    values_needed(rows)
+    ends = _ends(groups, group_list_type, len(rows))
     y = undefined(len(rows), stack.shape[2], dtype=out)
     begin = 0
     for g, end in enumerate(ends):
@@ -113,8 +115,7 @@ def _check_product(chip: Chip, x: Tensor, stack: Tensor) -> None:
     require(len(stack) <= MOST_GROUPS, OP, "groups", len(stack), f"{MOST_GROUPS} is the most")
 
 
-def _ends(group_list: Tensor | None, kind: int, groups: int, rows: int) -> list[int]:
-    """Where each group's rows end."""
+def _checked_list(group_list: Tensor | None, kind: int, groups: int) -> Tensor:
     require(group_list is not None, OP, "group_list", None, "grouping rows needs it")
     assert group_list is not None
     require(
@@ -132,6 +133,11 @@ def _ends(group_list: Tensor | None, kind: int, groups: int, rows: int) -> list[
         f"weight has {groups} matrices",
     )
     require(kind in (CUMULATIVE, COUNTS), OP, "group_list_type", kind, "0 and 1 are simulated")
+    return group_list
+
+
+def _ends(group_list: Tensor, kind: int, rows: int) -> list[int]:
+    """Where each group's rows end."""
     listed = group_list.tolist()
     ends = group_list.cumsum(0).tolist() if kind == COUNTS else listed
     rising = all(a <= b for a, b in zip([0, *ends], ends, strict=False))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from glm_portable.backends.ascend.chip import Chip
 from glm_portable.virtual.npu.layout import FRACTAL_NZ, FractalNz
-from glm_portable.virtual.npu.refusal import require
+from glm_portable.virtual.npu.refusal import require, values_needed
 from glm_portable.virtual.npu.semantics.dtypes import of_argument
 from glm_portable.virtual.npu.semantics.undefined import undefined
 
@@ -54,6 +54,7 @@ def dynamic_quant(
         "given",
         "it is not simulated",
     )
+    values_needed(x)
     return per_token(x)
 
 
@@ -121,7 +122,6 @@ def quant_matmul(
         tuple(scale.shape),
         f"x2 has {n} columns",
     )
-    y = product(x1, x2).float() * scale.float() * pertoken_scale.unsqueeze(1)
     if bias is not None:
         kinds = (torch.int32, torch.float32, out)
         require(bias.dtype in kinds, op, "bias's dtype", bias.dtype, f"it must be one of {kinds}")
@@ -129,8 +129,9 @@ def quant_matmul(
             tuple(bias.shape) == (n,), op, "bias's shape", tuple(bias.shape), f"x2 has {n} columns"
         )
         require(bias.dtype != torch.int32, op, "bias's dtype", bias.dtype, "it is not simulated")
-        y = y + bias.float()
-    return y.to(out)
+    values_needed(x1)
+    y = product(x1, x2).float() * scale.float() * pertoken_scale.unsqueeze(1)
+    return (y if bias is None else y + bias.float()).to(out)
 
 
 def dequant_swiglu_quant(
@@ -188,18 +189,10 @@ def dequant_swiglu_quant(
         group_index.dtype,
         "it must be int64",
     )
-    counts = group_index.tolist()
-    require(
-        min(counts) >= 0 and sum(counts) <= tokens,
-        op,
-        "group_index",
-        counts,
-        f"its counts must be at least 0 and at most {tokens} in sum",
-    )
     require(weight_scale is not None, op, "weight_scale", None, "int32 must be dequantised")
     require(activation_scale is not None, op, "activation_scale", None, "int32 must be dequantised")
     assert weight_scale is not None and activation_scale is not None
-    shape = (len(counts), width)
+    shape = (len(group_index), width)
     require(
         weight_scale.dtype == torch.float32 and tuple(weight_scale.shape) == shape,
         op,
@@ -213,6 +206,15 @@ def dequant_swiglu_quant(
         "activation_scale",
         f"{activation_scale.dtype} {tuple(activation_scale.shape)}",
         f"it must be float32 {(tokens, 1)}",
+    )
+    values_needed(x)
+    counts = group_index.tolist()
+    require(
+        min(counts) >= 0 and sum(counts) <= tokens,
+        op,
+        "group_index",
+        counts,
+        f"its counts must be at least 0 and at most {tokens} in sum",
     )
     used = sum(counts)
     owner = torch.repeat_interleave(torch.arange(len(counts)), group_index)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from glm_portable.backends.ascend.chip import Chip
-from glm_portable.virtual.npu.refusal import require
+from glm_portable.virtual.npu.refusal import require, values_needed
 from glm_portable.virtual.npu.semantics.rows import FLOATS
 
 OP = "npu_mrope"
@@ -73,6 +73,7 @@ def mrope(
         f"{positions.dtype} {tuple(positions.shape)}",
         "it must be one integer a token",
     )
+    values_needed(query)
     last, rows = int(positions.max()), len(cos_sin_cache)
     require(last < rows, OP, "positions", last, f"cos_sin_cache has {rows} rows")
     cos, sin = cos_sin_cache[positions.long()].float().unsqueeze(1).chunk(2, -1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from glm_portable.backends.ascend.chip import Chip
-from glm_portable.virtual.npu.refusal import require
+from glm_portable.virtual.npu.refusal import require, values_needed
 from glm_portable.virtual.npu.semantics.rows import FLOATS
 
 OP = "npu_moe_gating_top_k"
@@ -47,6 +47,7 @@ def gating_top_k(
     require(norm_type in (SOFTMAX, SIGMOID), OP, "norm_type", norm_type, "it must be 0 or 1")
     require(input_ids is None and tid2eid is None, OP, "input_ids", "given", "it is not simulated")
     _check_groups(count, k, k_group, group_count)
+    values_needed(x)
     wide = x.float()
     scores = wide.softmax(-1) if norm_type == SOFTMAX else wide.sigmoid()
     choice = scores if bias is None else scores + bias.float()

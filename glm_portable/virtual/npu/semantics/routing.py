@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from glm_portable.backends.ascend.chip import Chip
-from glm_portable.virtual.npu.refusal import require
+from glm_portable.virtual.npu.refusal import require, values_needed
 from glm_portable.virtual.npu.semantics.quantised import per_token
 from glm_portable.virtual.npu.semantics.rows import FLOATS
 from glm_portable.virtual.npu.semantics.undefined import undefined
@@ -69,6 +69,7 @@ def init_routing(
         [begin, end],
         f"there are {expert_num} experts",
     )
+    values_needed(x, expert_idx)
     flat = expert_idx.flatten().long()
     known = bool(((flat >= 0) & (flat < expert_num)).all())
     require(known, INIT, "expert_idx", flat.tolist(), f"there are {expert_num} experts")
@@ -105,17 +106,6 @@ def token_unpermute(
         sorted_indices.dtype,
         "it must be int32",
     )
-    count = len(permuted_tokens)
-    inside = bool(((sorted_indices >= 0) & (sorted_indices < count)).all())
-    require(
-        inside,
-        op,
-        "sorted_indices",
-        sorted_indices.tolist(),
-        f"an index must be one of the {count} rows",
-    )
-    once = len(set(sorted_indices.tolist())) == len(sorted_indices)
-    require(once, op, "sorted_indices", sorted_indices.tolist(), "no index may come twice")
     k = 1
     if probs is not None:
         k = probs.shape[1]
@@ -130,6 +120,18 @@ def token_unpermute(
             tuple(probs.shape),
             f"there are {len(sorted_indices)} indices",
         )
+    values_needed(permuted_tokens)
+    count = len(permuted_tokens)
+    inside = bool(((sorted_indices >= 0) & (sorted_indices < count)).all())
+    require(
+        inside,
+        op,
+        "sorted_indices",
+        sorted_indices.tolist(),
+        f"an index must be one of the {count} rows",
+    )
+    once = len(set(sorted_indices.tolist())) == len(sorted_indices)
+    require(once, op, "sorted_indices", sorted_indices.tolist(), "no index may come twice")
     parts = torch.unflatten(permuted_tokens[sorted_indices.long()].float(), 0, (-1, k))
     if probs is not None:
         parts = parts * probs.float().unsqueeze(-1)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_portable.backends.ascend.chip import Chip
-from glm_portable.virtual.npu.refusal import require
+from glm_portable.virtual.npu.refusal import require, values_needed
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -13,6 +13,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 def rms_norm(chip: Chip, x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
     """(x / sqrt(mean(x^2) + epsilon) * gamma, 1 / that root in float32)."""
     _check_norm("npu_rms_norm", x, gamma)
+    values_needed(x)
     return _norm(x, gamma, epsilon)
 
 
@@ -24,6 +25,7 @@ def add_rms_norm(
     _check_norm(op, x1, gamma)
     require(x2.dtype == x1.dtype, op, "x2's dtype", x2.dtype, f"x1's is {x1.dtype}")
     require(x2.shape == x1.shape, op, "x2's shape", tuple(x2.shape), f"x1's is {tuple(x1.shape)}")
+    values_needed(x1)
     total = (x1.float() + x2.float()).to(x1.dtype)
     return *_norm(total, gamma, epsilon), total
 
@@ -33,6 +35,7 @@ def swiglu(chip: Chip, x: Tensor, dim: int = -1) -> Tensor:
     op = "npu_swiglu"
     require(x.dtype in FLOATS, op, "input's dtype", x.dtype, f"it must be one of {FLOATS}")
     require(x.shape[dim] % 2 == 0, op, f"input's dimension {dim}", x.shape[dim], "it must be even")
+    values_needed(x)
     gate, up = x.float().chunk(2, dim)
     return (F.silu(gate) * up).to(x.dtype)
 

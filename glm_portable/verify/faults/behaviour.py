@@ -1,0 +1,55 @@
+"""Faults of results that are right: not the same twice, not the same in company, not the chip's."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glm_portable.backends import reference
+from glm_portable.verify.faults.fault import OPS, Body, Fault, Op
+
+
+def unrepeatable(honest: Op, *arguments: Any) -> Any:
+    """One value is off by its last bit in half of the calls."""
+    y = honest(*arguments)
+    return nudged(y, 0) if torch.rand(()) < 0.5 else y
+
+
+def depends_on_neighbours(honest: Op, *arguments: Any) -> Any:
+    """Every row is off by a last bit if there is more than one."""
+    y = honest(*arguments)
+    return y if len(y) == 1 else nudged(y, slice(None))
+
+
+def nudged(y: Tensor, rows: int | slice) -> Tensor:
+    """The first value of some rows, one unit in the last place away from 0."""
+    y = y.clone()
+    bits = y.view(torch.int16 if y.itemsize == 2 else torch.int32).view(len(y), -1)
+    bits[rows, 0] += 1
+    return y
+
+
+def by_the_reference(name: str) -> Body:
+    """The reference's op, whatever the backend has."""
+    return partial(_instead, getattr(reference, name))
+
+
+def _instead(other: Op, honest: Op, *arguments: Any, **named: Any) -> Any:
+    return other(*arguments, **named)
+
+
+MODEL_CANNOT = "the model level compares numbers, and these are right"
+BATCHED = ("linear", "experts", "attend")
+
+BEHAVIOUR = [
+    *(Fault(f"{op}-unrepeatable", op, "sums in the order of atomics (aiter#5108)", OPS,
+            MODEL_CANNOT, {op: unrepeatable}) for op in BATCHED),
+    *(Fault(f"{op}-depends-on-neighbours", op, "blocks chosen by the batch (vllm-ascend#11317)",
+            OPS, MODEL_CANNOT, {op: depends_on_neighbours}) for op in BATCHED),
+    Fault("products-fall-back", "linear", "silent fallback: the reference's products are run",
+          OPS, MODEL_CANNOT,
+          {op: by_the_reference(op) for op in ("pack", "linear", "experts")}),
+    Fault("attend-falls-back", "attend", "silent fallback: the reference's attention is run",
+          OPS, MODEL_CANNOT, {"attend": by_the_reference("attend")}),
+]  # fmt: skip

@@ -1,0 +1,67 @@
+"""The rule of `judge` for a call in a step of several sequences: all rows, then each sequence's.
+
+A fault in the rows of one sequence would drown in those of the others.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from glm_portable.backends import reference
+from glm_portable.verify.call import Call, Tensors, perform
+from glm_portable.verify.judge import Verdict, judge, numbers
+from glm_portable.verify.metrics import WORST_PLAIN, distance
+
+PAGES = ("k_pages", "v_pages")
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """Results of plain PyTorch in the call's type, and of float64."""
+
+    plain: Tensors
+    exact: Tensors
+
+    @classmethod
+    def of(cls, call: Call, dtype: torch.dtype) -> "Yardsticks":
+        with torch.inference_mode():
+            return cls(perform(call, reference, dtype), perform(call, reference, torch.float64))
+
+
+def judge_call(call: Call, ours: Tensors, sticks: Yardsticks, query_ends: Sequence[int]) -> Verdict:
+    """query_ends: where each sequence's rows end. The measures are those furthest off."""
+    every = judge(call, ours, sticks.plain, sticks.exact)
+    if call.op == "route" or "error" not in every.measures:
+        return every
+    seen, found = [every], list(every.findings)
+    for words, one in _by_sequence(call, ours, sticks, query_ends):
+        seen.append(one)
+        found += [f"{words}: {finding}" for finding in one.findings]
+    worst = max(seen, key=lambda v: (bool(v.findings), excess(v)))
+    return Verdict(tuple(found), worst.measures)
+
+
+def excess(verdict: Verdict) -> float:
+    """The error, in units of what is allowed."""
+    measures = verdict.measures
+    return measures["error"] / measures["allowed"] if "error" in measures else 0.0
+
+
+def _by_sequence(
+    call: Call, ours: Tensors, sticks: Yardsticks, query_ends: Sequence[int]
+) -> Iterator[tuple[str, Verdict]]:
+    """Of the pages, the slots that the sequence writes; not what cancels to nothing."""
+    begins = (0, *query_ends[:-1])
+    for b, (begin, end) in enumerate(zip(begins, query_ends, strict=True)):
+        for name in sticks.exact:
+            if len(query_ends) == 1 and name not in PAGES:
+                continue
+            sides = [side[name] for side in (ours, sticks.plain, sticks.exact)]
+            if name in PAGES:
+                slots = call.tensors["slots"].long()[begin:end]
+                sides = [side.flatten(0, 1)[slots] for side in sides]
+            else:
+                sides = [side[begin:end] for side in sides]
+            if distance(sides[1], sides[2]).error <= WORST_PLAIN:
+                yield f"{name} of sequence {b + 1}", numbers(*sides)
