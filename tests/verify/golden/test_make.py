@@ -14,7 +14,7 @@ from glm_portable.verify.generated import CONFIGS, random_tensors, small_checkpo
 from glm_portable.verify.golden import streamed
 from glm_portable.verify.golden.build import check_subject, in_folder, in_memory
 from glm_portable.verify.golden.fingerprint import project, rms, signs
-from glm_portable.verify.golden.head import Summary, kl, summarise
+from glm_portable.verify.golden.head import kl, summarise
 from glm_portable.verify.golden.make import Maker
 from glm_portable.verify.golden.plan import bytes_per_token, parse_bytes, plan
 from glm_portable.verify.golden.record import HIDDEN, LOGITS, Golden
@@ -122,9 +122,14 @@ def test_an_interrupted_run_goes_on(
     assert not out.exists()
     with pytest.raises(UsageError, match=r"golden.partial holds the beginning of another"):
         in_folder(air, [ids[0]], torch.float64, out)
-    computed = []
+    computed: list[int] = []
     layer = Maker.layer
-    monkeypatch.setattr(Maker, "layer", lambda self, i: (computed.append(i), layer(self, i)))
+
+    def counted(maker: Maker, i: int) -> None:
+        computed.append(i)
+        layer(maker, i)
+
+    monkeypatch.setattr(Maker, "layer", counted)
     in_folder(air, ids, torch.float64, out)
     assert computed == [2]
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
@@ -147,7 +152,7 @@ def test_a_golden_file_of_something_else_is_refused(air: Subject, tmp_path: Path
         check_subject(golden, replace(air, kind="fp8"))
     with pytest.raises(UsageError, match="holds no golden file"):
         Golden.load(tmp_path)
-    golden = replace(golden, about=golden.about | {"format": 0})
+    golden = replace(golden, about={**golden.about, "format": 0})
     golden.save(tmp_path)
     with pytest.raises(UsageError, match="of format 0"):
         Golden.load(tmp_path)
@@ -156,7 +161,8 @@ def test_a_golden_file_of_something_else_is_refused(air: Subject, tmp_path: Path
 def test_projections_keep_errors_and_slopes() -> None:
     g = torch.Generator().manual_seed(0)
     x, noise = (torch.randn(200, 512, generator=g, dtype=torch.float64) for _ in range(2))
-    assert set(signs(512, 0).unique().tolist()) == {-1, 1} and abs(signs(512, 0).mean()) < 0.02
+    assert set(signs(512, 0).flatten().tolist()) == {-1, 1}
+    assert abs(signs(512, 0).mean()) < 0.02
     assert signs(512, 0)[0].tolist() != signs(512, 1)[0].tolist()
     ours = project(1.01 * x + 0.1 * noise, 0) - project(x, 0)
     assert ours.square().mean().sqrt() == pytest.approx(0.1 * 1.005, rel=0.05)
@@ -176,9 +182,8 @@ def test_kl_over_the_top_and_the_tail() -> None:
     assert (found <= true + 1e-12).all() and found.sum() > 0.95 * true.sum()
     same = summarise([(0, exact)], 300, top.ids_TN)
     assert kl(same, top.logprobs_TN, top.tail_T).max() < 1e-12
-    shifted = Summary(*(getattr(same, f) for f in ("ids_TN", "logprobs_TN")), same.tail_T * 2,
-                      same.projected_TW, same.best_T)  # fmt: skip
-    assert not torch.equal(kl(shifted, top.logprobs_TN, top.tail_T), found)
+    lighter = replace(same, tail_T=same.tail_T / 2)
+    assert kl(lighter, top.logprobs_TN, top.tail_T).min() > 0
 
 
 def test_the_precision_is_chosen_by_the_budget(air: Subject) -> None:
