@@ -21,9 +21,9 @@ LAYERS = [
     {"virtual"},
     {"engine"},
     {"serve"},
+    {"glm", "evaluate", "convert"},
     {"verify"},
-    {"glm", "evaluate", "tune", "convert"},
-    {"bench", "terminal", "doctor"},
+    {"bench", "terminal", "doctor", "tune", "processes"},
     {"commands"},
     {"cli"},
 ]

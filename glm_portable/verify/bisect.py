@@ -2,8 +2,8 @@
 
 First part by part (`sweep`), then, in the first part that is beyond the rule, op by op: the second
 backend's ops get the inputs that the first one's had (`taught`). Both backends are judged, as
-either may be the wrong one. If no part is beyond the rule, all of them are opened, as ops are
-judged more sharply than what they add up to; and the models run whole, as they are used.
+either may be the wrong one. The parts before it are opened too, as ops are judged more sharply than
+what they add up to. If nothing is found, the models run whole, as they are used.
 
 What can be wrong is one of these:
 
@@ -21,7 +21,8 @@ import torch
 
 from glm_portable.ops import Ops
 from glm_portable.verify.call import Call, Tensors
-from glm_portable.verify.op_rule import Judged, Yardsticks, judge
+from glm_portable.verify.judge import Verdict
+from glm_portable.verify.op_rule import Yardsticks, judge_call
 from glm_portable.verify.record import Record, Recorded
 from glm_portable.verify.sweep import PartSeen, Sweep, run_steps
 from glm_portable.verify.taught import Detour, Heard, Taught, differing
@@ -39,7 +40,7 @@ class Evidence:
     dtype: torch.dtype
     query_ends: tuple[int, ...]
     results: dict[str, Tensors]
-    judged: Judged
+    judged: Verdict
     kernels: dict[str, int]
 
 
@@ -63,11 +64,16 @@ class Fault:
 
 @dataclass
 class Bisection:
-    """parts: what the sweep has seen so far. opened: parts whose ops were judged, and how many
-    calls. faults: in the order of the model."""
+    """every_op: open all parts. quick: open none but the first that is beyond the rule. whole: run
+    the models whole if nothing was found.
+
+    parts: what the sweep has seen so far. opened: parts whose ops were judged, and how many calls.
+    faults: in the order of the model.
+    """
 
     sweep: Sweep
     every_op: bool = False
+    quick: bool = False
     whole: bool = True
     parts: list[PartSeen] = field(default_factory=list)
     opened: dict[str, int] = field(default_factory=dict)
@@ -81,12 +87,9 @@ class Bisection:
                 self._open(seen)
             yield seen
             if self.faults and self.first_free and not self.every_op:
-                return
-        if not self.faults and not self.every_op:
-            for seen in self.parts:
-                self._open(seen)
-                if self.faults:
-                    return
+                break
+        if not self.quick:
+            self._open_before()
         if not self.faults:
             self._judge_free()
         if not self.faults and self.whole:
@@ -97,6 +100,19 @@ class Bisection:
         """The first part behind which one of the models left to itself is beyond the rule."""
         wrong = (p for p in self.parts if p.a.free.findings or p.b.free.findings)
         return next(wrong, None)
+
+    def _open_before(self) -> None:
+        """The first wrong op may be in a part that looked right: ops are judged more sharply."""
+        known = [fault.part for fault in self.faults]
+        for seen in self.parts:
+            if seen.name in known:
+                return
+            if seen.name not in self.opened:
+                found, self.faults = self.faults, []
+                self._open(seen)
+                self.faults += found
+                if len(self.faults) > len(found):
+                    return
 
     def _is_wrong(self, seen: PartSeen) -> bool:
         return bool(seen.a.taught.findings or seen.b.taught.findings)
@@ -122,9 +138,9 @@ class Bisection:
                     break
 
     def _run_whole(self) -> None:
-        for who, subject in (("a", self.sweep.a), ("b", self.sweep.b)):
-            name, judged = run_whole(self.sweep, subject)
-            if name is not None:
+        for who, machine in (("a", self.sweep.a), ("b", self.sweep.b)):
+            if (found := run_whole(self.sweep, machine)) is not None:
+                name, judged = found
                 self.faults.append(
                     Fault("state", who, f"whole model up to {name}", "", "", (), judged.findings)
                 )
@@ -197,7 +213,7 @@ def _judge_call(sweep: Sweep, record: Record, heard: Heard | None) -> Iterator[_
     def sight(
         kind: Kind, who: str, call: Call, mine: Tensors, kernels: Mapping[str, int]
     ) -> _Sight:
-        judged = judge(call, mine, sticks, step.query_ends)
+        judged = judge_call(call, mine, sticks, step.query_ends)
         results = {"plain": sticks.plain, "exact": sticks.exact, **both, who: mine}
         evidence = Evidence(call, dtype, step.query_ends, results, judged, dict(kernels))
         return _Sight(record.nth, kind, who, record.step, judged.findings, evidence)

@@ -45,7 +45,7 @@ class Record:
 class Wrapped:
     """`Ops` whose every op goes through `perform`, with its arguments by the names of `Call`."""
 
-    def __init__(self, ops: Ops) -> None:
+    def __init__(self, ops: Any) -> None:
         self.ops = ops
 
     def __getattr__(self, name: str) -> Any:
@@ -80,7 +80,7 @@ class Recorded(Wrapped):
         self._step, self._nth = step, 0
 
     def pack(self, w: Weight) -> Weight:
-        packed = self.ops.pack(w)
+        packed: Weight = self.ops.pack(w)
         # The packed one is held too: another weight must not get its id.
         self._originals[id(packed)] = packed, on_host(w)
         return packed

@@ -17,20 +17,16 @@ from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.model import MoE
 from glm_portable.ops import Ops
-from glm_portable.verify.metrics import FLOOR, K, distance
-from glm_portable.verify.op_rule import Groups, Judged, judge_rows, worst_of
+from glm_portable.verify.part_rule import Judged, by_step, judge_free, judge_part
 from glm_portable.verify.parts import Flow, Opener, Part, embedding, open_part, part_names
 from glm_portable.verify.routing import flips
 from glm_portable.verify.scenario import Scenario
 from glm_portable.verify.steered import Steered
 from glm_portable.verify.watch import Routing
 
-FREE_SLOPE = 0.01
-"""Of a model left to itself: what its layers add is correlated, so its slope scatters more."""
-
 
 @dataclass(frozen=True)
-class Subject:
+class Machine:
     """A model on a backend. weights: in its memory. open_part: loads one part of it."""
 
     label: str
@@ -63,10 +59,10 @@ class PartSeen:
 class Sweep:
     """given: of every part that was run, the input of A's, each step's."""
 
-    a: Subject
-    b: Subject
-    plain: Subject
-    exact: Subject
+    a: Machine
+    b: Machine
+    plain: Machine
+    exact: Machine
     config: ModelConfig
     scenario: Scenario
     given: list[list[Flow]] = field(default_factory=list)
@@ -96,10 +92,10 @@ class Sweep:
         routings: dict[str, list[Routing]] = {}
         choices: list[Tensor] = []
         for who in ("a", "b", "plain", "exact"):
-            subject: Subject = getattr(self, who)
-            steered = Steered(subject.ops)
-            part = subject.open_part(i, self.config, cast(Ops, steered), subject.weights)
-            found = self._steps(subject, part, steered, given, choices)
+            machine: Machine = getattr(self, who)
+            steered = Steered(machine.ops)
+            part = machine.open_part(i, self.config, cast(Ops, steered), machine.weights)
+            found = self._steps(machine, part, steered, given, choices)
             added[who] = torch.cat([part.added(g, f) for g, f in zip(given, found, strict=True)])
             routings[who] = steered.routings[:]
             if who == "a":
@@ -107,7 +103,7 @@ class Sweep:
                 self.found.append(found)
                 self.choices.append(choices)
             else:
-                found = self._steps(subject, part, steered, flows[who], choices)
+                found = self._steps(machine, part, steered, flows[who], choices)
             flows[who] = found
             left[who] = torch.cat([part.left(flow) for flow in found])
         self.exact_left.append(left["exact"])
@@ -123,14 +119,14 @@ class Sweep:
 
     def _steps(
         self,
-        subject: Subject,
+        machine: Machine,
         part: Part,
         steered: Steered,
         given: Sequence[Flow],
         choices: Sequence[Tensor],
     ) -> list[Flow]:
         steered.steer(choices)
-        return run_steps(subject, part, self.config, self.scenario, given)
+        return run_steps(machine, part, self.config, self.scenario, given)
 
     def _taught(
         self,
@@ -140,9 +136,8 @@ class Sweep:
         moe: MoE | None,
     ) -> Judged:
         """moe: the exact one."""
-        rows = judge_rows(
-            "result", added[who], added["plain"], added["exact"], by_step(self.scenario)
-        )
+        tensors = [added[w] for w in (who, "plain", "exact")]
+        rows = judge_part(tensors[0], tensors[1], tensors[2], by_step(self.scenario))
         if moe is None:
             return rows
         actual, plain, exact = (joined(routings[w]) for w in (who, "plain", "exact"))
@@ -155,7 +150,7 @@ class Sweep:
 
 
 def run_steps(
-    subject: Subject,
+    machine: Machine,
     part: Part,
     config: ModelConfig,
     scenario: Scenario,
@@ -163,7 +158,7 @@ def run_steps(
     on_step: Callable[[int], None] = lambda step: None,
 ) -> list[Flow]:
     """A part through all steps with fresh pages; results on the host. on_step: before each."""
-    device, dtype = subject.ops.device, subject.dtype
+    device, dtype = machine.ops.device, machine.dtype
     cache = scenario.caches(config, dtype, device)
     found = []
     for s, flow in enumerate(given):
@@ -182,33 +177,6 @@ def first_flows(
     table = embedding(config, weights)
     ids = [scenario.ids(s) for s in range(len(scenario.steps))]
     return [(F.embedding(i.to(table.device), table).to("cpu", dtype),) for i in ids]
-
-
-def judge_free(ours: Tensor, plain: Tensor, exact: Tensor, groups: Groups) -> Judged:
-    """Of models left to themselves single numbers are no measure: the error and the slope are."""
-    return worst_of([_judge_free(w, ours[r], plain[r], exact[r]) for w, r in groups])
-
-
-def _judge_free(words: str, ours: Tensor, plain: Tensor, exact: Tensor) -> Judged:
-    off, allowed = distance(ours, exact), distance(plain, exact)
-    limit = K * allowed.error + FLOOR
-    found = []
-    if not (off.finite and off.error <= limit):
-        found.append(f"error {off.error:.3g} exceeds {limit:.3g} ({K:g} times plain PyTorch's)")
-    drift = FREE_SLOPE + K * abs(allowed.slope - 1)
-    if not abs(off.slope - 1) <= drift:
-        found.append(f"slope {off.slope:.5f} is further than {drift:.3g} from 1")
-    return Judged(tuple(f"result{words}: {fault}" for fault in found), off, allowed)
-
-
-def by_step(scenario: Scenario) -> Groups:
-    """All rows, and those of each step."""
-    groups, begin = [("", slice(None))], 0
-    for s, name in enumerate(scenario.names):
-        count = sum(n for _, _, n in scenario.steps[s])
-        groups.append((f" in {name}", slice(begin, begin + count)))
-        begin += count
-    return groups
 
 
 def joined(routings: Sequence[Routing]) -> Routing:

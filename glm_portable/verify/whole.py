@@ -8,10 +8,10 @@ from torch import Tensor
 
 from glm_portable.model import Model
 from glm_portable.ops import Ops
-from glm_portable.verify.op_rule import SAME, Judged
+from glm_portable.verify.part_rule import Judged, by_step, judge_free
 from glm_portable.verify.record import Arguments, host_copy
 from glm_portable.verify.steered import Steered
-from glm_portable.verify.sweep import Subject, Sweep, by_step, judge_free
+from glm_portable.verify.sweep import Machine, Sweep
 
 
 class Streams(Steered):
@@ -28,16 +28,16 @@ class Streams(Steered):
         return found
 
 
-def run_whole(sweep: Sweep, subject: Subject) -> tuple[str | None, Judged]:
+def run_whole(sweep: Sweep, machine: Machine) -> tuple[str, Judged] | None:
     """The first part behind which it is beyond the rule, and how it is judged there; or None.
 
     A layer's input norm is every second one, and the last one is the head's.
     """
-    streams = Streams(subject.ops)
-    model = Model(sweep.config, cast(Ops, streams), subject.weights)
-    config, scenario, device = sweep.config, sweep.scenario, subject.ops.device
+    streams = Streams(machine.ops)
+    model = Model(sweep.config, cast(Ops, streams), machine.weights)
+    config, scenario, device = sweep.config, sweep.scenario, machine.ops.device
     count = config.num_hidden_layers
-    caches = [scenario.caches(config, subject.dtype, device) for _ in range(count + 1)]
+    caches = [scenario.caches(config, machine.dtype, device) for _ in range(count + 1)]
     left: list[list[Tensor]] = [[] for _ in sweep.names]
     with torch.inference_mode():
         for s in range(len(scenario.steps)):
@@ -58,4 +58,4 @@ def run_whole(sweep: Sweep, subject: Subject) -> tuple[str | None, Judged]:
         )
         if judged.findings:
             return name, judged
-    return None, Judged((), SAME, SAME)
+    return None

@@ -22,7 +22,7 @@ CASES = [case for case in EVERYTHING if not case.full]
 """Those that every machine can afford."""
 
 
-SIMULATED = 600_000
+SIMULATED = 205_000
 """Multiplications that a simulated GPU gets through in seconds."""
 
 
