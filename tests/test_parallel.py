@@ -178,7 +178,7 @@ def run_options(parallel: Parallel, groups: int, folder: Path, options: dict[str
     return compute(parallel, groups, folder, **options)[0]
 
 
-@pytest.mark.parametrize(("size", "groups"), [(2, 1), (4, 1), (4, 4)], ids=["TP2", "TP4", "EP4"])
+@pytest.mark.parametrize(("size", "groups"), [(4, 1), (2, 2)], ids=["TP4", "EP2"])
 @pytest.mark.parametrize("kind", ["fp8", "fp8_block", "int8", "to w8a8"])
 def test_quantised_checkpoints(
     ranks: Ranks, tmp_path: Path, kind: Any, size: int, groups: int
@@ -195,7 +195,7 @@ def test_quantised_checkpoints(
     assert judge(found, plain, exact) == []
 
 
-@pytest.mark.parametrize(("size", "groups"), SPLITS, ids=NAMES)
+@pytest.mark.parametrize(("size", "groups"), [(4, 1), (4, 2)], ids=["TP4", "TP2xEP2"])
 def test_sums_of_bf16(ranks: Ranks, all_chosen: Path, size: int, groups: int) -> None:
     options: dict[str, Any] = {"backend": "cpu", "dtype": torch.bfloat16}
     exact, plain = alone(all_chosen, dtype=torch.float64), alone(all_chosen, **options)
@@ -203,7 +203,7 @@ def test_sums_of_bf16(ranks: Ranks, all_chosen: Path, size: int, groups: int) ->
     assert judge(found, plain, exact) == []
 
 
-@pytest.mark.parametrize(("size", "groups"), [(2, 1), (4, 1), (4, 4)], ids=["TP2", "TP4", "EP4"])
+@pytest.mark.parametrize(("size", "groups"), [(4, 1), (2, 2)], ids=["TP4", "EP2"])
 def test_the_pocket_model(ranks: Ranks, size: int, groups: int) -> None:
     """Two key/value heads: among four ranks each is on two of them."""
     exact, plain = alone(pocket.FOLDER, dtype=torch.float64), alone(pocket.FOLDER, backend="cpu")
