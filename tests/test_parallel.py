@@ -157,6 +157,13 @@ def test_logits_of_a_split_model(ranks: Ranks, folder: Path, size: int, groups: 
         assert all(torch.equal(a, b) for a, b in zip(answer, found[0][0], strict=True))
 
 
+def test_a_head_that_is_the_embedding(ranks: Ranks, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, CONFIG | {"tie_word_embeddings": True, "n_shared_experts": 2})
+    exact, plain = alone(tmp_path, dtype=torch.float64), alone(tmp_path)
+    (found, _), _ = ranks.run(2, compute, 1, tmp_path)
+    assert judge(found, plain, exact) == []
+
+
 def test_what_is_exchanged(ranks: Ranks, folder: Path) -> None:
     """One sum for the embedding, one after attention and one after the MLP of every layer."""
     main = ["reduce"] * (1 + 2 * CONFIG["num_hidden_layers"])
@@ -265,7 +272,7 @@ def test_the_documented_memory() -> None:
         (Parallel(0, 3), "vocab_size 151552 is no multiple of 3; .* can be 1, 2, 4, 8, 16, 32"),
         (Parallel(0, 64), "num_attention_heads 96 is no multiple of 64"),
         (Parallel(0, 64, 64), "num_attention_heads 96 is no multiple of 64; .* 8, 16, 32 here"),
-        (Parallel(0, 4, 3), "split among 4 ranks: they are no multiple of 3 groups of experts"),
+        (Parallel(0, 4, 3), "split among 4 ranks: 4 is no multiple of 3 groups of experts"),
     ],
 )
 def test_what_cannot_be_split_is_refused(parallel: Parallel, message: str) -> None:
