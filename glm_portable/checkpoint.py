@@ -260,9 +260,17 @@ class Checkpoint:
         """Read each row's parts into their places; reading and faulting memory in share cores."""
         parts = [part for matrix in data for part in matrix.split(outs)]
         entries = [entry for row in rows for entry in row]
-        with ThreadPoolExecutor(READERS) as pool:
+        with self._readers() as pool:
             for entry, _ in zip(entries, pool.map(Entry.read_into, entries, parts), strict=True):
                 self._used(entry.name)
+
+    def _readers(self) -> ThreadPoolExecutor:
+        """Threads that have our device as their current one: on others it would be number 0."""
+        index = self.device.index
+        if self.device == CPU or index is None:
+            return ThreadPoolExecutor(READERS)
+        set_device = torch.accelerator.set_device_index
+        return ThreadPoolExecutor(READERS, initializer=set_device, initargs=(index,))
 
     def _to_int8(
         self, modules: Sequence[str], outs: Sequence[int], shape: tuple[int, int, int]
@@ -295,7 +303,7 @@ class Checkpoint:
     ) -> Iterator[tuple[str, T]]:
         """Convert each module into its place in the stack."""
         places = [part for matrix in data for part in matrix.split(list(outs))]
-        with ThreadPoolExecutor(READERS) as pool:
+        with self._readers() as pool:
             for module, done in zip(modules, pool.map(convert, modules, places), strict=True):
                 self.skip_linear(module)
                 yield module, done

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glm_portable.options import F, Group, config_option, kebab, option
+from glm_portable.options import F, Group, config_option, kebab, option, simulate
 from glm_portable.verify.command import verify
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help and --version need not
@@ -30,10 +30,11 @@ def model_options(command: F) -> F:
     for decorate in reversed(
         [
             click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL"),
-            option("--backend", default="auto", help="auto, cpu, cuda, rocm or reference."),
+            option("--backend", default="auto", help="auto, cpu, cuda, rocm, ascend or reference."),
             option(
                 "--virtual",
                 metavar="CHIP",
+                callback=simulate,
                 help="Simulate gfx942, gfx950 or Ascend910_9391: for tests.",
             ),
             option("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32."),
@@ -76,9 +77,40 @@ def limit_options(command: F) -> F:
     return command
 
 
+def rank_options(command: F) -> F:
+    """Among how many processes the model is split; names of vLLM and SGLang."""
+    for decorate in reversed(
+        [
+            option(
+                "--tensor-parallel-size",
+                "--tp-size",
+                "--tp",
+                type=click.IntRange(1),
+                default=1,
+                help="Devices, or processes on the CPU, that share the model.",
+            ),
+            option(
+                "--enable-expert-parallel",
+                is_flag=True,
+                help="Give each of them whole experts instead of a slice of all.",
+            ),
+            option(
+                "--expert-parallel-size",
+                "--ep-size",
+                "--ep",
+                type=click.IntRange(1),
+                help="Groups of experts, where a group is sliced among several devices.",
+            ),
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
 @main.command()
 @model_options
 @limit_options
+@rank_options
 @option("--host", default="127.0.0.1", help="0.0.0.0 to listen on every interface.")
 @option("--port", type=int, default=8000, help="0 takes a free one.")
 @option("--served-model-name", multiple=True, help="What requests call the model; repeatable.")

@@ -4,7 +4,9 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +16,7 @@ from glm_portable.convert import Conversion
 from glm_portable.engine.engine import Engine
 from glm_portable.evaluate import Answer, Ask, Call, Endpoint
 from glm_portable.glm import GLM
+from glm_portable.processes import start
 from glm_portable.serve.server import bind, run
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
@@ -36,6 +39,9 @@ def run_server(
     seed: int,
     reasoning_parser: str | None,
     enable_auto_tool_choice: bool,
+    tensor_parallel_size: int,
+    expert_parallel_size: int | None,
+    enable_expert_parallel: bool,
     **load_options: Any,
 ) -> int:
     """Load, serve until a signal, drain; returns the exit code. Raises UsageError before that.
@@ -46,34 +52,50 @@ def run_server(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    sock = bind(ServerSettings(host=host, port=port))  # a taken port shows before the loading
-    glm = load_with_progress(model, **load_options)
     settings = ServerSettings(
         host=host,
         port=port,
-        served_model_names=tuple(served_model_name) or (glm.name,),
+        served_model_names=tuple(served_model_name) or ("glm-portable",),
         api_keys=tuple(api_key),
         allowed_origins=tuple(allowed_origins),
         drain_grace_s=drain_grace,
-        sampling=glm.sampling,
     )
-    limits = glm.limits(
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        memory_bytes=kv_cache_memory,
-    )
+    sock = bind(settings)  # a taken port shows before the loading
+    size = tensor_parallel_size
+    groups = expert_parallel_size or (size if enable_expert_parallel else 1)
+    with start(model, size, groups, load_options) as ranks:
+        glm = load_with_progress(model, parallel=ranks.parallel, **load_options)
+        limits = glm.limits(
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            memory_bytes=kv_cache_memory,
+        )
+        settings = replace(
+            settings,
+            served_model_names=tuple(served_model_name) or (glm.name,),
+            sampling=glm.sampling,
+        )
+        with Engine(ranks.leader(glm.model), glm.tokenizer, limits, seed) as engine:
+            return _serve(engine, glm, sock, settings, console)
+
+
+def _serve(
+    engine: Engine, glm: GLM, sock: socket, settings: ServerSettings, console: Console
+) -> int:
+    """Answer requests until the end."""
+    limits = engine.limits
     tokens = limits.num_pages * limits.page_size
     console.print(
         f"KV cache: {tokens:,} tokens, {tokens / limits.max_model_len:.1f} windows of "
         f"{limits.max_model_len:,}; up to {limits.max_num_seqs} sequences at once"
     )
-    with Engine(glm.model, glm.tokenizer, limits, seed) as engine:
-        service = Service(
-            engine, glm.chat, glm.tokenizer, glm.call_format, limits.max_model_len, settings
-        )
-        machine = glm.model.ops.name
-        return run(service, sock, lambda url: console.print(_ready(url, settings, machine)))
+    service = Service(
+        engine, glm.chat, glm.tokenizer, glm.call_format, limits.max_model_len, settings
+    )
+    ranks = glm.model.parallel.size
+    machine = glm.model.ops.name if ranks == 1 else f"{ranks} ranks of {glm.model.ops.name}"
+    return run(service, sock, lambda url: console.print(_ready(url, settings, machine)))
 
 
 def _ready(url: str, settings: ServerSettings, machine: str) -> str:

@@ -28,6 +28,7 @@ from glm_portable.engine.types import Delta, FinishReason, SamplingParams
 from glm_portable.errors import UsageError
 from glm_portable.model import Model, Trace
 from glm_portable.ops import KVCache, Step
+from glm_portable.parallel import SINGLE, Parallel
 from glm_portable.serve.chat import ChatTemplate, Format, tool_call_format
 from glm_portable.serve.events import Content, Event, ToolCall, fold
 from glm_portable.serve.parsing import Parser
@@ -93,6 +94,7 @@ class GLM:
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
         virtual: str | None = None,
+        parallel: Parallel = SINGLE,
         on_bytes: Callable[[int, int], None] | None = None,
         on_note: Callable[[str], None] = logger.warning,
     ) -> "GLM":
@@ -102,8 +104,9 @@ class GLM:
         "bf16" to convert the weights as they are read; None takes them as stored, or what fits if
         the backend does not run that. router_bias_from: the original of a conversion that lost its
         router biases. max_model_len: the window that `generate` has room for, the model's own if
-        None. virtual: a chip to simulate, on which the backend computes. on_bytes is called with
-        (bytes just read, bytes in all), on_note with what a person should know of the conversion.
+        None. virtual: a chip to simulate, on which the backend computes. parallel: this process's
+        place among several that each load their part. on_bytes is called with (bytes just read,
+        bytes in all), on_note with what a person should know of the conversion.
         Raises UsageError for whatever cannot be loaded.
         """
         folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
@@ -115,6 +118,7 @@ class GLM:
             dtype=_dtype(dtype, config),
             device=chosen.device,
             router_bias_from=router_bias_from,
+            parallel=parallel,
             on_bytes=None if on_bytes is None else lambda n: on_bytes(n, weights.total_bytes),
         )
         weights.quantization = _conversion(quantization, weights, chosen, on_note)
@@ -210,17 +214,19 @@ class GLM:
     ) -> EngineLimits:
         """Engine limits for this model and machine, where not given. Raises UsageError.
 
-        memory_bytes: of the KV cache; None is half of the device's free memory.
+        memory_bytes: of the KV cache on this rank; None is half of the device's free memory, which
+        ranks on the host share.
         """
-        device = self.model.ops.device
+        device, parallel = self.model.ops.device, self.model.parallel
         if self._simulated:
             max_num_seqs = SIMULATED_SEQS if max_num_seqs is None else max_num_seqs
             if max_num_batched_tokens is None:
                 max_num_batched_tokens = SIMULATED_TOKENS
-        if memory_bytes is None and device.type != "cpu":
-            memory_bytes = int(_free_memory(device) * MEMORY_FRACTION)
+        if memory_bytes is None:
+            sharing = parallel.size if device.type == "cpu" else 1
+            memory_bytes = int(_free_memory(device) * MEMORY_FRACTION) // sharing
         return default_limits(
-            self.model.config,
+            parallel.local(self.model.config),
             self.model.dtype.itemsize,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,

@@ -5,6 +5,7 @@ Every option can also come from the environment as GLM_PORTABLE_<NAME> and from 
 with dashes or underscores. Bad input is one sentence on stderr and exit code 2.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ import yaml
 from glm_portable.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
+TORCH_EXTENSION = "Failed to load the backend extension"
+"""How torch's import fails where an accelerator's package is installed and its runtime is not."""
+AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
 def kebab(name: str) -> str:
@@ -34,6 +38,11 @@ class Group(click.Group):
         except UsageError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(self.exit_code)
+        except RuntimeError as error:
+            if TORCH_EXTENSION not in str(error):
+                raise
+            click.echo(f"Error: {_does_not_import(error)}", err=True)
+            ctx.exit(self.exit_code)
 
 
 def option(*declarations: str, **attributes: Any) -> Callable[[F], F]:
@@ -45,6 +54,21 @@ def option(*declarations: str, **attributes: Any) -> Callable[[F], F]:
         "show_default": True,
     }
     return click.option(*declarations, **(settings | attributes))
+
+
+def _does_not_import(error: RuntimeError) -> str:
+    name = str(error).partition(f"{TORCH_EXTENSION}: ")[2].partition(".")[0]
+    return (
+        f"torch does not import, since {name} does not load ({error.__cause__}): see "
+        f"`glm-portable doctor` for what is missing, or set {AUTOLOAD}=0 to do without it."
+    )
+
+
+def simulate(_ctx: click.Context, _parameter: click.Parameter, chip: str | None) -> str | None:
+    """For --virtual: torch, which is not imported yet, must not look for a real accelerator."""
+    if chip is not None:
+        os.environ[AUTOLOAD] = "0"
+    return chip
 
 
 def config_option(command: F) -> F:

@@ -85,6 +85,12 @@ class Parallel:
         dist.all_gather(parts, x.contiguous(), group=self.group)
         return torch.cat(parts, dim=1)
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's x, written into that of the others."""
+        if self.size > 1:
+            dist.broadcast(x, group=self.group, group_src=0)
+        return x
+
     def local(self, config: ModelConfig) -> ModelConfig:
         """The same model with the attention heads of this rank alone."""
         return replace(
@@ -183,3 +189,9 @@ def join(rank: int, size: int, library: str, meeting: Path, expert_groups: int =
             "PyTorch has it and that every rank has a device of its own."
         ) from None
     return Parallel(rank, size, expert_groups)
+
+
+def leave() -> None:
+    """Free what `join` made; no effect where it made nothing."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -56,7 +56,7 @@ def cut(whole: dict[str, Tensor], rank: int, size: int, groups: int) -> dict[str
     def both(x: Tensor, index: int, count: int, dim: int) -> Tensor:
         return torch.cat([part(half, index, count, dim) for half in x.chunk(2, dim)], dim)
 
-    q, k, v = whole["qkv"].split([128, 32, 32])
+    q, k, v = torch.split(whole["qkv"], [128, 32, 32])
     here = size // groups
     up, down = (part(whole[f"experts {n}"], rank // here, groups) for n in ("up", "down"))
     return {

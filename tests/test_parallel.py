@@ -1,6 +1,8 @@
 """The model split among processes equals the model in one, and each way to get it wrong is seen."""
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,12 +16,13 @@ from torch import Tensor
 from glm_portable import ops, pocket
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
+from glm_portable.engine.limits import page_bytes
 from glm_portable.errors import UsageError
 from glm_portable.model import Model
 from glm_portable.ops import Step
 from glm_portable.parallel import SINGLE, Parallel, Split
 from glm_portable.verify.metrics import faults
-from tests.random_checkpoint import small_config, write_checkpoint
+from tests.random_checkpoint import small_config, tensor_shapes, write_checkpoint
 from tests.ranks import Ranks
 
 CONFIG = small_config(
@@ -27,7 +30,7 @@ CONFIG = small_config(
     use_qk_norm=True, routed_scaling_factor=2.5,
 )  # fmt: skip
 IDS = torch.randint(0, 250, (23,), generator=torch.Generator().manual_seed(7)).tolist()
-PAGE = 4
+PAGE = 16
 SPLITS = [(2, 1), (4, 1), (2, 2), (4, 4), (4, 2)]
 """(ranks, groups of experts): tensor parallel, expert parallel, and both at once."""
 NAMES = ["TP2", "TP4", "EP2", "EP4", "TP2xEP2"]
@@ -82,8 +85,16 @@ def load(
         config = replace(
             config, quantization=replace(config.quantization, dynamic_activations=False)
         )
-    weights = Checkpoint(folder, config, dtype=dtype, parallel=parallel, quantization=quantization)
-    return Model(config, ops.load(backend) if isinstance(backend, str) else backend, weights)
+    machine = ops.load(backend) if isinstance(backend, str) else backend
+    weights = Checkpoint(
+        folder,
+        config,
+        dtype=dtype,
+        device=machine.device,
+        quantization=quantization,
+        parallel=parallel,
+    )
+    return Model(config, machine, weights)
 
 
 def outputs(model: Model, ids: list[int] = IDS) -> Outputs:
@@ -91,12 +102,16 @@ def outputs(model: Model, ids: list[int] = IDS) -> Outputs:
     pages = -(-len(ids) // PAGE)
     order, caches = list(range(pages, 0, -1)), model.allocate(pages + 1, PAGE)
     found: list[Outputs] = []
+
+    def tokens(some: list[int]) -> Tensor:
+        return torch.tensor(some, device=model.ops.device)
+
     assert model.mtp is not None
     with torch.inference_mode():
         for begin, end in ((0, len(ids) - 1), (len(ids) - 1, len(ids))):
             step = Step.build([(begin, end - begin, order)], PAGE, model.ops.device)
-            hidden = model.forward(torch.tensor(ids[begin:end]), step, caches)
-            following = torch.tensor([*ids, 5][begin + 1 : end + 1])
+            hidden = model.forward(tokens(ids[begin:end]), step, caches)
+            following = tokens([*ids, 5][begin + 1 : end + 1])
             drafted = model.mtp(following, hidden, step, caches[-1])
             found.append((model.logits(hidden), model.mtp_logits(drafted)))
     return torch.cat([a for a, _ in found]), torch.cat([b for _, b in found])
@@ -213,6 +228,35 @@ def test_the_published_models_can_be_split(name: str) -> None:
                 first_query_head = rank * heads.num_attention_heads
                 kv = ours.split("model.layers.0.self_attn.k_proj", config).rows.of(8)
                 assert kv.start == first_query_head // 12
+
+
+def held_gib(raw: dict[str, Any], parallel: Parallel) -> float:
+    """Of a rank's weights in BF16, the router in float32, without the MTP layer's copies."""
+    config, total = ModelConfig.from_dict(raw), 0
+    for name, shape in tensor_shapes(raw):
+        module = name.rpartition(".")[0]
+        if parallel.holds(module, config):
+            split = parallel.split(module, config)
+            parts = [
+                part.of(n) for part, n in zip((split.rows, split.columns), shape, strict=False)
+            ]
+            router = name.endswith(("mlp.gate.weight", "e_score_correction_bias"))
+            total += math.prod(map(len, parts)) * (4 if router else 2)
+    return total / 2**30
+
+
+def test_the_documented_memory() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "parallel.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \|$", text, re.M)
+    assert [int(row[0]) for row in rows] == [1, 2, 4, 8, 16]
+    for count, *cells in rows:
+        size = int(count)
+        for name, gib, token in (("GLM-4.5", *cells[:2]), ("GLM-4.5-Air", *cells[2:])):
+            raw = PUBLISHED[f"zai-org/{name}"]
+            for groups in {1, size}:
+                assert f"{held_gib(raw, Parallel(size - 1, size, groups)):.1f}" == gib
+            local = Parallel(0, size).local(ModelConfig.from_dict(raw))
+            assert f"{page_bytes(local, 1, 2):,}" == token
 
 
 @pytest.mark.parametrize(

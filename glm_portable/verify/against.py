@@ -45,10 +45,10 @@ def experts_of(golden: Golden, layers: int) -> list[Tensor]:
     return [golden.tensors[name].int() for name in names if name in golden.tensors]
 
 
-def forced(runner: Runner, golden: Golden, path: Path) -> Walked:
-    """Along a path, with the golden file's experts."""
+def forced(runner: Runner, golden: Golden, path: Path, counted: bool = True) -> Walked:
+    """Along a path, with the golden file's experts; counted: as in `walk`."""
     experts = experts_of(golden, runner.model.config.num_hidden_layers)
-    return walk(runner, golden.prompts, path, experts)
+    return walk(runner, golden.prompts, path, experts, counted)
 
 
 def judged(runner: Runner, golden: Golden, walked: Walked, path: Path) -> Iterator[Check]:

@@ -3,12 +3,17 @@
 Imports of torch, and of all that needs it, are in the commands' bodies.
 """
 
+import sys
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from glm_portable.options import Group
-from glm_portable.verify import bisect_command, model_command, report
+from glm_portable.verify import bisect_command, model_command, report, suite
+from glm_portable.verify.difference.command import diff
+from glm_portable.verify.endpoint.command import endpoint, endpoint_reference
+from glm_portable.verify.report import Outputs
 from glm_portable.verify.results import ENVIRONMENT
 
 
@@ -31,16 +36,39 @@ class VerifyGroup(Group):
             raise Unusable(error.format_message(), error.ctx) from error
 
 
-@click.group(cls=VerifyGroup)
-def verify() -> None:
+@click.group(cls=VerifyGroup, invoke_without_command=True)
+@suite.backend_option
+@suite.virtual_option
+@report.options
+@click.pass_context
+def verify(ctx: click.Context, backend: str, virtual: str | None, outputs: Outputs) -> None:
     """Judge a backend, a deployment or an endpoint.
+
+    Without a command: every op of the backend, then the pocket model on it.
 
     Exit codes: 0 passed, 1 a numeric failure, 2 something is unsupported, 3 it could not be run.
     """
+    if ctx.invoked_subcommand is None:
+        from glm_portable.verify.everything import run_everything
+
+        sys.exit(run_everything(suite.connect(backend, virtual), virtual, outputs))
+    for parameter in ctx.command.params:
+        if ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
+            raise Unusable(
+                f"{parameter.opts[0]} belongs behind {ctx.invoked_subcommand}, not before it.", ctx
+            )
 
 
-verify.add_command(report.main)
-verify.add_command(model_command.model)
-verify.add_command(model_command.golden)
-verify.add_command(bisect_command.bisect)
-verify.add_command(bisect_command.replay)
+for command in (
+    suite.ops,
+    suite.make,
+    model_command.model,
+    model_command.golden,
+    bisect_command.bisect,
+    bisect_command.replay,
+    endpoint,
+    endpoint_reference,
+    diff,
+    report.main,
+):
+    verify.add_command(command)

@@ -29,7 +29,7 @@ def free(ours: Runner, golden: Golden) -> Iterator[Check]:
 
     Some tokens go to other experts, here and in plain PyTorch, so single ones are no measure.
     """
-    walked = walk(ours, golden.prompts, prefill(golden.prompts))
+    walked = walk(ours, golden.prompts, prefill(golden.prompts), counted=False)
     logits, kl = divergences(ours.model, golden, walked)
     plain = golden.tensors["kl.free"].double()
     measures = kl_measures(kl, plain)

@@ -178,6 +178,16 @@ def _choice(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     return choice, error, firm
 
 
+def firm_choices(call: Call) -> Tensor:
+    """(T,) whether float32 must choose a token's experts as float64 does, NaN set aside."""
+    choice, error, firm = _choice(call)
+    k = call.attributes["num_experts_per_tok"]
+    order = choice.sort(dim=-1, descending=True, stable=True)
+    margin = order.values[:, k - 1] - order.values[:, k]
+    near = error.gather(1, order.indices[:, k - 1 : k + 1]).sum(-1)
+    return firm & ((margin == 0) | (margin > near))
+
+
 def _out_of_order(experts_TK: Tensor, choice_TE: Tensor, error_TE: Tensor) -> int:
     at = experts_TK.long()
     scores, errors = choice_TE.gather(1, at), error_TE.gather(1, at)

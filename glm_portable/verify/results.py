@@ -48,8 +48,9 @@ class Check:
 
 
 PASSED, FAILED, UNSUPPORTED, ENVIRONMENT = range(4)
-"""Exit codes. 3 (no such device, no such address, a file that is not there) is no report's: who
-meets it says so and ends."""
+"""Exit codes. 3: it could not be run, or nothing was there to look at."""
+EXIT_CODES = {Status.FAIL: FAILED, Status.UNSUPPORTED: UNSUPPORTED, Status.PASS: PASSED}
+"""Of the gravest status a report has."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """1 if anything fails; 2 if nothing does, but something is unsupported."""
-        if self.count(Status.FAIL):
-            return FAILED
-        return UNSUPPORTED if self.count(Status.UNSUPPORTED) else PASSED
+        """1 if anything fails; 2 if nothing does, but something is unsupported; 3 if nothing was
+        looked at, which a green light must not stand for."""
+        for status, code in EXIT_CODES.items():
+            if self.count(status):
+                return code
+        return ENVIRONMENT

@@ -140,8 +140,8 @@ class Sweep:
         rows = judge_part(tensors[0], tensors[1], tensors[2], by_step(self.scenario))
         if moe is None:
             return rows
-        ours, plain, exact = (joined(routings[w]) for w in (who, "plain", "exact"))
-        seen = flips(ours, plain, exact, moe)
+        actual, plain, exact = (joined(routings[w]) for w in (who, "plain", "exact"))
+        seen = flips(actual, plain, exact, moe)
         flipped, wrong = (int(t.sum()) for t in (seen.flipped_T, seen.unexplained_T))
         found = rows.findings
         if wrong:

@@ -38,7 +38,7 @@ def test_errs_no_more_than_twice_as_much_as_plain_pytorch(case: Case, dtype: tor
 def test_float64_and_float16_run_without_onednn() -> None:
     for dtype in (torch.float64, torch.float16):
         for case in CASES:
-            beyond = dtype == torch.float16 and case.name == "rows of every size"
+            beyond = dtype == torch.float16 and "of every size" in case.name
             products = case.op in ("linear", "experts", "attend")
             if products and not case.rounds_within and not beyond:
                 assert verdict(case, dtype) == [], case

@@ -13,6 +13,8 @@ from glm_portable.cli import main
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["report"], "Missing argument 'FILE'"),
+        (["--backend", "cpu", "report", "x.json"], "--backend belongs behind report"),
+        (["--backend", "nonsense"], "'nonsense' is not one of auto, "),
         (["report", "absent.json"], "absent.json cannot be read"),
     ],
 )

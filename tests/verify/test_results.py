@@ -13,7 +13,8 @@ def check(status: Status) -> Check:
 @pytest.mark.parametrize(
     "statuses, code",
     [
-        ([], 0),
+        ([], 3),
+        ([Status.SKIPPED], 3),
         ([Status.PASS, Status.SKIPPED], 0),
         ([Status.PASS, Status.UNSUPPORTED], 2),
         ([Status.UNSUPPORTED, Status.FAIL, Status.PASS], 1),

@@ -7,17 +7,28 @@ can be made from any seed, and every seed is a fair one: no inputs on which an h
 implementation may differ from the exact result by more than rounding explains.
 """
 
-from glm_portable.verify.cases import attention, experts, linear, norm, rope, route
+from glm_portable.verify.cases import attention, experts, linear, norm, rare, rope, route
 from glm_portable.verify.cases.attention import STEPS
 from glm_portable.verify.cases.case import Case, cost
 
-__all__ = ["CASES", "STEPS", "Case", "cost", "named"]
+__all__ = ["CASES", "EVERYTHING", "STEPS", "Case", "cost", "named", "small_enough"]
 
 EVERYTHING = [
-    case for module in (linear, experts, attention, norm, rope, route) for case in module.CASES
+    case
+    for module in (linear, experts, attention, norm, rope, route, rare)
+    for case in module.CASES
 ]
 CASES = [case for case in EVERYTHING if not case.full]
 """Those that every machine can afford."""
+
+
+SIMULATED = 205_000
+"""Multiplications that a simulated GPU gets through in seconds."""
+
+
+def small_enough(case: Case, seed: int = 0) -> bool:
+    """For a machine that executes one instruction after the other."""
+    return cost(case.call(seed)) <= SIMULATED
 
 
 def named(op: str, name: str) -> Case:

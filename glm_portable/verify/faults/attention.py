@@ -77,6 +77,25 @@ def windowed(honest: Op, q: Tensor, cache: KVCache, step: Step, scale: float) ->
     return honest(q, cache, short, scale)
 
 
+def late_sequences_lost(honest: Op, q: Tensor, cache: KVCache, step: Step, scale: float) -> Any:
+    """Sequences from the 65th on are not computed."""
+    y = honest(q, cache, step, scale)
+    return torch.where((owner(step) < 64).view(-1, 1, 1), y, 0)
+
+
+def truncated(honest: Op, q: Tensor, cache: KVCache, step: Step, scale: float) -> Any:
+    """The result is cut to BF16, not rounded."""
+    if q.dtype != torch.bfloat16 or cache.k_PSGC.dtype.itemsize == 1:
+        return honest(q, cache, step, scale)
+    wide = replace(cache, k_PSGC=cache.k_PSGC.float(), v_PSGC=cache.v_PSGC.float())
+    return cut(honest(q.float(), wide, step, scale))
+
+
+def cut(x: Tensor) -> Tensor:
+    """Float32 to BF16 by dropping bits."""
+    return (x.view(torch.int32) & -65536).view(torch.float32).bfloat16()
+
+
 def scaled(factor: Callable[[float], float], honest: Op, q: Tensor, *rest: Any) -> Any:
     cache, step, scale = rest
     return honest(q, cache, step, factor(scale))
@@ -203,6 +222,9 @@ ATTENTION = [
     _fault("attend-first-keys-only", partial(one_by_one, first_for_all),
            "lengths beyond a buffer (aiter#5049)", OPS, SHORT),
     _fault("attend-windowed", windowed, "sliding window on by default (vllm#56605)", OPS, SHORT),
+    _fault("attend-late-sequences-lost", late_sequences_lost,
+           "batch beyond a bucket (ATOM PR#273)", OPS, "one sequence is compared"),
+    _fault("attend-truncated", truncated, "conversion to BF16 that cuts"),
     _fault("attend-first-key-ignored", partial(recomputed, first_key_ignored),
            "loop from 1"),
     _fault("attend-with-a-sink", partial(recomputed, with_a_sink), "softmax over padding"),

@@ -86,6 +86,21 @@ def zero_row_divided_in_experts(honest: Op, x_TD: Tensor, gate_up: Weight, *rest
     return honest(x_TD, gate_up, *rest)
 
 
+def late_columns_lost(honest: Op, x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Any:
+    """What does not fit 16 bits: columns from 65536 on."""
+    y = honest(x_TR, w, bias_N)
+    return torch.cat([y[:, :65536], torch.zeros_like(y[:, 65536:])], -1)
+
+
+def truncated_codes(honest: Op, x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Any:
+    """Activations are cut to INT8, not rounded."""
+    if not w.dynamic_activations or w.data.dtype != torch.int8:
+        return honest(x_TR, w, bias_N)
+    scale = x_TR.float().abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    cut = ((x_TR.float() / scale).trunc() * scale).to(x_TR.dtype)
+    return honest(cut, replace(w, dynamic_activations=False), bias_N)
+
+
 UNPADDED = "the pocket model's widths are whole steps"
 UNQUANTISED = "only activations that become codes show it, and the pocket model's rows are alike"
 
@@ -108,6 +123,10 @@ LINEAR = [
           "(vllm#16474)", OPS, UNQUANTISED, {"linear": rounded_per_tensor}),
     Fault("activations-rounded-unasked", "linear", "a w8a16 checkpoint run as w8a8",
           OPS, "the pocket model in FP8 asks for it", {"linear": rounded_unasked}),
+    Fault("activations-truncated", "linear", "codes cut, not rounded", OPS,
+          "the pocket model's other format is FP8", {"linear": truncated_codes}),
+    Fault("linear-late-columns-lost", "linear", "N beyond 65535 (npu_quant_matmul)",
+          OPS, "the pocket model's vocabulary is small", {"linear": late_columns_lost}),
     Fault("zero-row-divided", "linear", "padding rows turn into NaN when quantised",
           OPS, "no row of the pocket model is all zeros", {"linear": zero_row_divided}),
     Fault("experts-zero-row-divided", "experts", "padding rows turn into NaN when quantised",

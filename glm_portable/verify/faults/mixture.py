@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_portable.ops import Weight
+from glm_portable.verify.faults.attention import cut
 from glm_portable.verify.faults.fault import OPS, Fault, Op
 
 CAPACITY = 16
@@ -76,6 +77,19 @@ def foreign_experts_wrapped(
     return honest(x, gate_up, down, weights, torch.where(experts == -1, last, experts))
 
 
+def ids_in_int8(
+    honest: Op, x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, experts: Tensor
+) -> Any:
+    """Experts from 128 on become negative, and so another rank's."""
+    return honest(x, gate_up, down, weights, experts.to(torch.int8).to(torch.int32))
+
+
+def normalised_again(
+    honest: Op, x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, experts: Tensor
+) -> Any:
+    return honest(x, gate_up, down, weights / weights.sum(-1, keepdim=True), experts)
+
+
 def sum_not_weighted(
     honest: Op, x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, experts: Tensor
 ) -> Any:
@@ -112,6 +126,13 @@ def hard_silu(honest: Op, x_T2F: Tensor, feeds: Weight | None = None) -> Any:
     return F.hardswish(gate) * up
 
 
+def truncated(honest: Op, x_T2F: Tensor, feeds: Weight | None = None) -> Any:
+    """The product is cut to BF16, not rounded."""
+    if x_T2F.dtype != torch.bfloat16:
+        return honest(x_T2F, feeds)
+    return cut(honest(x_T2F.float()))
+
+
 def gate_alone(honest: Op, x_T2F: Tensor, feeds: Weight | None = None) -> Any:
     gate, _ = x_T2F.chunk(2, dim=-1)
     return honest(torch.cat([gate, torch.ones_like(gate)], dim=-1), feeds)
@@ -136,6 +157,10 @@ MIXTURE = [
           "(vllm-ascend#6710)", OPS, ONE_RANK, {"experts": foreign_experts_computed}),
     Fault("foreign-experts-wrapped", "experts", "row index -1 of foreign experts used as one",
           OPS, ONE_RANK, {"experts": foreign_experts_wrapped}),
+    Fault("expert-ids-in-int8", "experts", "GLM-4.5 has 160 experts",
+          OPS, "the pocket model has 16", {"experts": ids_in_int8}),
+    Fault("expert-weights-normalised-again", "experts", "renormalised in the fused operator",
+          bodies={"experts": normalised_again}),
     Fault("experts-not-weighted", "experts", "plain mean of the experts",
           bodies={"experts": sum_not_weighted}),
     Fault("silu-gate-up-exchanged", "silu_mul", "activate_left the other way",
@@ -148,6 +173,8 @@ MIXTURE = [
           bodies={"silu_mul": quick_gelu}),
     Fault("silu-hard", "silu_mul", "sigmoid approximated by a line",
           bodies={"silu_mul": hard_silu}),
+    Fault("silu-truncated", "silu_mul", "conversion to BF16 that cuts",
+          bodies={"silu_mul": truncated}),
     Fault("silu-without-up", "silu_mul", "only half of the input read",
           bodies={"silu_mul": gate_alone}),
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from glm_portable.ops import Weight
+from glm_portable.verify.faults.attention import cut
 from glm_portable.verify.faults.fault import OPS, Fault, Op
 
 Optional = Tensor | None
@@ -120,6 +121,17 @@ def norm_before_sum(
     return honest(x, w, eps, None, feeds)[0], honest(x, w, eps, residual, feeds)[1]
 
 
+def truncated(
+    honest: Op, x: Tensor, w: Tensor, eps: float, residual: Optional = None,
+    feeds: Weight | None = None,
+) -> Any:  # fmt: skip
+    """The norm is cut to BF16, not rounded."""
+    normed, total = honest(x, w, eps, residual, feeds)
+    if x.dtype != torch.bfloat16:
+        return normed, total
+    return cut(honest(total.float(), w.float(), eps)[0]), total
+
+
 SMALL = "the pocket model's rows are large against eps"
 WIDE = "the pocket model's width is a power of two"
 
@@ -142,6 +154,7 @@ NORM = [
     _fault("norm-epsilon-missing", partial(other_epsilon, 0.0), "eps = 0", SMALL),
     _fault("norm-squares-overflow", partial(renormed, squares_overflow), "squares in float16",
            "the pocket model's activations are small"),
+    _fault("norm-truncated", truncated, "conversion to BF16 that cuts"),
     _fault("norm-weight-forgotten", weight_forgotten, "gamma not applied"),
     _fault("norm-weight-plus-one", weight_plus_one, "Gemma's convention"),
     _fault("residual-dropped", residual_dropped, "residual not passed to the fused norm"),

@@ -113,6 +113,16 @@ def not_saturated(honest: Op, *arguments: Any) -> Any:
     return result
 
 
+def tiny_negatives_are_nan(honest: Op, *arguments: Any) -> Any:
+    """Negative values that round to nothing become 0x80, which is NaN in FNUZ."""
+    result, v, cache, step = honest(*arguments), arguments[2], arguments[5], arguments[6]
+    pages = cache.v_PSGC
+    if pages.dtype == torch.float8_e4m3fnuz:
+        new = rows(pages)[step.slots_T]
+        rows(pages)[step.slots_T] = torch.where((new == 0) & (v < 0), 0x80, new)
+    return result
+
+
 def _swapped(step: Step, size: int, a: int, b: int) -> Step:
     table = step.block_table_BP.clone()
     if table.shape[1] > max(a, b):
@@ -198,6 +208,8 @@ PAGES = [
     _fault("store-scale-ignored", "rope_store", unit_ignored,
            "scale not given to the writing kernel (vllm PR#34863)", OPS, BF16_PAGES),
     _fault("store-not-saturated", "rope_store", not_saturated, "NaN beyond 448", OPS, BF16_PAGES),
+    _fault("store-tiny-negatives-are-nan", "rope_store", tiny_negatives_are_nan,
+           "-0 stored as 0x80 in FNUZ pages", OPS, BF16_PAGES),
     _fault("attend-pages-swapped", "attend", attending(pages_swapped), "pages in another order"),
     _fault("attend-page-stale", "attend", attending(page_stale), "table not updated"),
     _fault("attend-table-of-neighbour", "attend", attending(table_of_neighbour),

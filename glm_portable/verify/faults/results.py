@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm_portable.verify.faults.fault import OPS, Body, Fault, Op
+from glm_portable.verify.faults.fault import BOTH, OPS, Body, Fault, Level, Op
 
 Change = Callable[[Tensor], Tensor]
 
@@ -30,6 +30,11 @@ def rows_shifted(x: Tensor) -> Tensor:
 def last_row_lost(x: Tensor) -> Tensor:
     """Of several tokens the last is never written."""
     return torch.cat([x[:-1], torch.zeros_like(x[-1:])]) if len(x) > 1 else x
+
+
+def late_rows_lost(x: Tensor) -> Tensor:
+    """Rows beyond the largest size that a graph or a buffer was made for."""
+    return torch.cat([x[:2048], torch.zeros_like(x[2048:])])
 
 
 def columns_swapped(x: Tensor) -> Tensor:
@@ -59,8 +64,18 @@ CHANGES: list[tuple[str, Change, str]] = [
 ]
 OP_NAMES = ("linear", "rms_norm", "silu_mul", "rope_store", "attend", "route", "experts")
 
-RESULTS = [
-    Fault(f"{op}-{name}", op, stands_for, bodies={op: of_first(change)})
+WEAK = {"rope_store", "route", "experts"}
+"""Ops whose result is one part of many of what a layer adds, or a score of many."""
+
+
+def levels(op: str, change: str) -> tuple[frozenset[Level], str]:
+    if change == "one-percent" and op in WEAK:
+        return OPS, "a layer's own rounding hides one percent of a part of it"
+    return BOTH, ""
+
+
+CHANGED = [
+    Fault(f"{op}-{name}", op, stands_for, *levels(op, name), {op: of_first(change)})
     for op in OP_NAMES
     for name, change, stands_for in CHANGES
 ] + [
@@ -74,7 +89,7 @@ RESULTS = [
         f"{op}-infinity-clipped", op, "saturating conversion to BF16",
         OPS, "the pocket model computes nothing infinite", {op: of_first(clipped)},
     )
-    for op in ("linear", "silu_mul", "experts")
+    for op in ("linear", "silu_mul")
 ] + [
     Fault(
         f"{op}-columns-swapped", op, "a layout of pairs not undone",
@@ -82,3 +97,16 @@ RESULTS = [
     )
     for op in ("linear", "experts", "attend")
 ]  # fmt: skip
+
+LATE = [
+    Fault(
+        f"{op}-late-rows-lost",
+        op,
+        "faults beyond 2048 tokens (vllm#56037)",
+        OPS,
+        "the pocket model's prompt is short",
+        {op: of_first(late_rows_lost)},
+    )
+    for op in OP_NAMES
+]
+RESULTS = [*CHANGED, *LATE]

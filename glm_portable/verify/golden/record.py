@@ -57,7 +57,7 @@ class Golden:
             "plain": {part: asdict(found) for part, found in self.plain.items()},
             "noise": self.noise,
         }
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+        (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Golden":

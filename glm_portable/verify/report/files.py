@@ -33,6 +33,10 @@ def write(
 
 def _put(path: Path, text: str) -> None:
     """All or nothing: whoever reads meanwhile sees the old file or the new one."""
+    if path.exists() and not path.is_file():  # /dev/stdout, a pipe
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_text(text, encoding="utf-8")

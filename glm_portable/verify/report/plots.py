@@ -12,8 +12,10 @@ from glm_portable.verify.results import Check, Status
 
 MOST_POINTS = 400
 """Of a line: what is longer is drawn by the largest value of each stretch."""
-PLAIN = "plain_"
-"""A series of this name and another's is plain PyTorch's, and drawn with the other."""
+PREFIXES = {"plain_": "plain PyTorch", "reference_": "the reference"}
+"""A series of such a name and another's is drawn with the other; whose it is."""
+LOGARITHMIC = {"kl", "error", "difference"}
+"""Series that are read by their decades."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def errors(checks: Sequence[Check]) -> Errors | None:
 
 
 def _strip(group: Group, scale: Log, keys: dict[int, int]) -> Strip:
-    ordered = sorted(group.checks, key=_ratio)  # the worst are drawn last, on top
+    # What fails is drawn last, on top, even if it fails for something else than its error.
+    ordered = sorted(group.checks, key=lambda c: (c.status is Status.FAIL, _ratio(c)))
     points = [
         Point(
             keys[id(check)],
@@ -69,7 +72,7 @@ def _strip(group: Group, scale: Log, keys: dict[int, int]) -> Strip:
         )
         for check in ordered
     ]
-    return Strip(group.level, group.label, points, figure(_ratio(ordered[-1])))
+    return Strip(group.level, group.label, points, figure(max(map(_ratio, ordered))))
 
 
 def _ratio(check: Check) -> float:
@@ -137,22 +140,32 @@ def curves(checks: Iterable[Check]) -> list[Curve]:
         _curve(check, name)
         for check in ordered
         for name, values in check.series.items()
-        if values and not (name.startswith(PLAIN) and name.removeprefix(PLAIN) in check.series)
+        if values and name not in {_beside(check, other)[0] for other in check.series}
     ]
 
 
+def _beside(check: Check, name: str) -> tuple[str, str]:
+    """The series that is drawn with another, and what it is; empty if there is none."""
+    for prefix, whose in PREFIXES.items():
+        if prefix + name in check.series:
+            return prefix + name, f"{NAMES.get(name, name)} of {whose}"
+    if name == "error" and "allowed" in check.series:
+        return "allowed", "what is allowed"
+    return "", ""
+
+
 def _curve(check: Check, name: str) -> Curve:
-    ours, plain = check.series[name], check.series.get(PLAIN + name, ())
-    both = [*ours, *plain]
-    scale = Log.over(both) if name == "kl" else Linear.over(both)
+    other, label = _beside(check, name)
+    ours, plain = check.series[name], check.series.get(other, ())
+    scale = (Log if name in LOGARITHMIC else Linear).over([*ours, *plain])
     what = NAMES.get(name, name)
     lines = [Line(f"{what} of the backend", _paths(ours, scale))]
     summary = _summary(ours)
     if plain:
-        lines.append(Line(f"{what} of plain PyTorch", _paths(plain, scale)))
-        summary += f"; plain PyTorch: {_summary(plain)}"
+        lines.append(Line(label, _paths(plain, scale)))
+        summary += f"; {label}: {_summary(plain)}"
     if (stretch := _stretch(len(ours))) > 1:
-        summary += f"; each point is the largest of {stretch} tokens"
+        summary += f"; each point is the largest of {stretch}"
     title = f"{check.level} {check.subject}: {check.name}"
     return Curve(title, what, lines, scale, len(ours), summary)
 
@@ -206,8 +219,9 @@ class Flips:
 
 @dataclass(frozen=True)
 class Routers:
-    """Layers in order; most: flips of the layer that has most."""
+    """Layers in order, as one kind of check saw them; most: flips of the layer that has most."""
 
+    name: str
     layers: Sequence[Flips]
     most: int
 
@@ -220,17 +234,20 @@ class Routers:
         return f"{routers}: {explained} flips explained by rounding, {unexplained} unexplained"
 
 
-def routers(checks: Iterable[Check]) -> Routers | None:
-    """Router flips by layer, of checks of level "model"; None if none has a router."""
-    found = [
-        Flips(check.subject, _whole(check, "flips_explained"), _whole(check, "flips_unexplained"))
-        for check in checks
-        if check.level == "model" and any(f"flips_{name}" in check.measures for name in KINDS)
-    ]
-    if not found:
-        return None
-    most = max(flips.explained + flips.unexplained for flips in found)
-    step, each = -(-len(found) // 10), 100 / len(found)
+def routers(checks: Iterable[Check]) -> list[Routers]:
+    """Router flips by layer, of checks of level "model"; one plot for all of the same name."""
+    found: dict[str, list[Flips]] = {}
+    for check in checks:
+        if check.level == "model" and any(f"flips_{name}" in check.measures for name in KINDS):
+            explained, unexplained = (_whole(check, f"flips_{name}") for name in KINDS)
+            flips = Flips(check.subject, explained, unexplained)
+            found.setdefault(check.name, []).append(flips)
+    return [_placed(name, layers) for name, layers in found.items()]
+
+
+def _placed(name: str, layers: Sequence[Flips]) -> Routers:
+    most = max(flips.explained + flips.unexplained for flips in layers)
+    step, each = -(-len(layers) // 10), 100 / len(layers)
     width = min(0.8 * each, WIDEST)
     placed = [
         replace(
@@ -241,9 +258,9 @@ def routers(checks: Iterable[Check]) -> Routers | None:
             unexplained_height=100 * flips.unexplained / max(most, 1),
             labelled=i % step == 0,
         )
-        for i, flips in enumerate(found)
+        for i, flips in enumerate(layers)
     ]
-    return Routers(placed, most)
+    return Routers(name, placed, most)
 
 
 def _whole(check: Check, name: str) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from glm_portable import formats
 from glm_portable.config import ModelConfig
 from glm_portable.ops import Weight
+from glm_portable.parallel import Parallel
 
 META, BF16 = torch.device("meta"), torch.bfloat16
 SHARED: dict[str, Any] = dict(
@@ -46,7 +47,7 @@ class Rank:
     expert_groups: int = 1
 
     def config(self, whole: ModelConfig) -> ModelConfig:
-        """The model with this rank's sizes; more ranks than key/value heads share copies of one."""
+        """This rank's sizes; where ranks are more than key/value heads, some hold the same one."""
         n = self.ranks
         return replace(
             whole,
@@ -58,13 +59,25 @@ class Rank:
         )
 
 
+class OneOfMany(Parallel):
+    """A rank whose collectives have the shapes of the real ones and talk to nobody."""
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return x.new_empty(len(x), self.size * x.shape[1])
+
+
 class Shapes:
-    """Stands where a checkpoint does, without data, for a model of a rank's own sizes."""
+    """Stands where a checkpoint does, without data: the parts of the last rank."""
 
     dtype = BF16
 
     def __init__(self, config: ModelConfig, rank: Rank, int8: bool) -> None:
-        self.config, self.rank, self.int8 = config, rank, int8
+        self.config, self.int8 = config, int8
+        self.parallel = OneOfMany(rank.ranks - 1, rank.ranks, rank.expert_groups)
+        self.parallel.check(config)
 
     def has(self, name: str) -> bool:
         """As GLM-4.6: the MTP layer shares embedding and head."""
@@ -74,28 +87,30 @@ class Shapes:
         return False
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        return torch.empty(shape, dtype=dtype or self.dtype, device=META)
+        split = self.parallel.split(name.rpartition(".")[0], self.config)
+        part = (len(split.rows.of(shape[0])), *(len(split.columns.of(n)) for n in shape[1:]))
+        return torch.empty(part, dtype=dtype or self.dtype, device=META)
 
     def weight(self, modules: Sequence[str], outs: Sequence[int], in_features: int) -> Weight:
-        return self._linear(modules[0], sum(outs), in_features)
+        return self._linear(modules, outs, in_features)
 
     def experts(
         self, prefix: str, projections: Sequence[str], count: int, out: int, in_features: int
     ) -> Weight:
-        """A slice of each expert, or some of them in the model's full width."""
-        groups = self.rank.expert_groups
-        if projections[0] == "down_proj":
-            in_features *= groups
-        else:
-            out *= groups
-        module, rows = f"{prefix}.0.{projections[0]}", len(projections) * out
-        return self._linear(module, count // groups, rows, in_features)
+        held = self.parallel.experts(count)
+        modules = [f"{prefix}.{held.start}.{projection}" for projection in projections]
+        return self._linear(modules, [out] * len(modules), in_features, len(held))
 
     def finish(self) -> None:
         """Everything that was asked for was there."""
 
-    def _linear(self, module: str, *shape: int) -> Weight:
-        if not (self.int8 and formats.is_quantised(module, self.config)):
+    def _linear(
+        self, modules: Sequence[str], outs: Sequence[int], in_features: int, *stacked: int
+    ) -> Weight:
+        splits = [self.parallel.split(module, self.config) for module in modules]
+        rows = sum(len(s.rows.of(n)) for s, n in zip(splits, outs, strict=True))
+        shape = (*stacked, rows, len(splits[0].columns.of(in_features)))
+        if not (self.int8 and formats.is_quantised(modules[0], self.config)):
             return Weight(torch.empty(shape, dtype=BF16, device=META), BF16)
         data = torch.empty(shape, dtype=torch.int8, device=META)
         scale = torch.empty(*shape[:-1], 1, device=META)

@@ -4,11 +4,13 @@ import base64
 import hashlib
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from glm_portable.verify.report.page import ASSETS, render
-from glm_portable.verify.report.plots import errors
+from glm_portable.verify.report.plots import curves, errors
+from glm_portable.verify.report.scale import Linear, Log
 from glm_portable.verify.results import Check, Report, Status
 from tests.verify.report.parsed import Element, parse
 from tests.verify.report.samples import ABOUT, HOSTILE, SKIPPED, clean, head, layer, mixed, op
@@ -98,6 +100,14 @@ def test_the_limit_parts_what_is_allowed_from_what_is_not(share: float) -> None:
     assert [t.at for t in plot.scale.ticks if t.label == "1"] == [plot.limit]
 
 
+def test_what_fails_is_drawn_on_top_of_what_passes() -> None:
+    nearer = replace(layer(3), measures={"error": 0.9, "allowed": 1.0})
+    plot = errors([layer(2, unexplained=1), nearer])
+    assert plot is not None
+    (strip,) = plot.strips
+    assert [point.failed for point in strip.points] == [False, True] and strip.worst == "0.9"
+
+
 def test_a_decade_is_as_wide_as_any_other() -> None:
     plot = errors([op(f"{n}", 10.0**n * 0.01) for n in range(-4, 4)])
     assert plot is not None
@@ -144,6 +154,31 @@ def test_router_flips_by_layer(root: Element) -> None:
     assert "92 routers: 0 flips" in calm.text and not calm.all("div", class_="bars")
 
 
+def test_kinds_of_checks_have_routers_of_their_own() -> None:
+    other = [replace(layer(i, 2), name="stream") for i in range(3)]
+    root = page(Report("x", {}, [layer(0, 1), layer(1, 1), *other]))
+    assert [len(chart.all("g")) for chart in root.all("div", class_="bars")] == [2, 3]
+    captions = [caption.text for caption in root.all("figcaption")]
+    assert captions == [
+        "20 tokens 2 routers: 2 flips explained by rounding, 0 unexplained",
+        "stream 3 routers: 6 flips explained by rounding, 0 unexplained",
+    ]
+
+
+def test_a_series_is_drawn_with_what_it_is_compared_with() -> None:
+    series = {
+        "error": (1e-3, 2e-3), "allowed": (4e-3, 4e-3),
+        "accepted": (0.9, 0.5), "reference_accepted": (0.9, 0.6), "margin": (1.0, 3.0),
+    }  # fmt: skip
+    found = curves([replace(head(), series=series)])
+    assert [[line.label for line in curve.lines] for curve in found] == [
+        ["error of the backend", "what is allowed"],
+        ["accepted of the backend", "accepted of the reference"],
+        ["margin of the backend"],
+    ]
+    assert [type(curve.scale) for curve in found] == [Log, Linear, Linear]
+
+
 def test_layers_of_a_large_model_are_labelled_sparsely() -> None:
     root = page(Report("x", {}, [layer(i, 1) for i in range(92)]))
     labels = root.one("div", class_="names").all("span")
@@ -185,7 +220,7 @@ def test_the_page_needs_nothing_else() -> None:
     root = parse(text)
     loading = {"src", "srcset", "data", "action", "background", "poster"}
     assert not [e for e in root.walk() if loading & set(e.attributes)]
-    assert not root.all("link") and "url(" not in text.replace("url(#hatch)", "")
+    assert not root.all("link") and "url(" not in text.replace("url(#hatch-1)", "")
     assert "@import" not in text and "http" not in text.replace("http-equiv", "")
 
 

@@ -1,0 +1,116 @@
+"""One engine over several ranks: rank 0 tells the others what it is about to compute.
+
+The others repeat every call of the model on their parts of it, in the same order, and so take part
+in its exchanges. They sample nothing. What they are told goes through pipes and not through the
+collectives, so that an idle server waits in no collective, which would time out or spin.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glm_portable.config import ModelConfig
+from glm_portable.model import Model
+from glm_portable.ops import KVCache, Ops, Step
+
+T = TypeVar("T")
+
+ALLOCATE, FORWARD, LOGITS, END = "allocate", "forward", "logits", "end"
+
+
+class Leader:
+    """Rank 0's model, as the engine sees it.
+
+    on_failure: called with the error of a computation, and does not return: ranks of which one has
+    stopped in the middle of a step would not agree on the next one.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        pipes: Sequence[Connection],
+        on_failure: Callable[[Exception], NoReturn],
+    ) -> None:
+        self._model, self._pipes, self._on_failure = model, pipes, on_failure
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._model.config
+
+    @property
+    def ops(self) -> Ops:
+        return self._model.ops
+
+    def allocate(self, pages: int, page_size: int) -> list[KVCache]:
+        """On every rank the pages of its own heads."""
+        return self._together((ALLOCATE, pages, page_size), self._model.allocate, pages, page_size)
+
+    def forward(self, ids_T: Tensor, step: Step, caches: Sequence[KVCache]) -> Tensor:
+        """Hidden states of the step, which every rank has in the end."""
+        message = (FORWARD, _on_host(ids_T), _packed(step))
+        return self._together(message, self._model.forward, ids_T, step, caches)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Of these rows; the others get them first."""
+
+        def compute() -> Tensor:
+            return self._model.logits(self._model.parallel.broadcast(hidden_TD.contiguous()))
+
+        return self._together((LOGITS, len(hidden_TD)), compute)
+
+    def _together(self, message: Any, compute: Callable[..., T], *arguments: Any) -> T:
+        try:
+            for pipe in self._pipes:
+                pipe.send(message)
+            return compute(*arguments)
+        except Exception as error:
+            self._on_failure(error)
+
+
+def follow(model: Model, pipe: Connection) -> None:
+    """Another rank's part: do as told until the end, or until rank 0 is gone."""
+    caches: list[KVCache] = []
+    device, width = model.ops.device, model.config.hidden_size
+    with torch.inference_mode():
+        while True:
+            try:
+                kind, *message = pipe.recv()
+            except EOFError:
+                return
+            if kind == ALLOCATE:
+                caches = model.allocate(*message)
+            elif kind == FORWARD:
+                model.forward(_on_device(message[0], device), _unpacked(message[1], device), caches)
+            elif kind == LOGITS:
+                hidden_TD = torch.empty(message[0], width, dtype=model.dtype, device=device)
+                model.logits(model.parallel.broadcast(hidden_TD))
+            elif kind == END:
+                return
+            else:
+                raise AssertionError(f"{kind=}")
+
+
+def _on_host(value: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = value.cpu().numpy()  # a tensor would go as a shared file
+    return array
+
+
+def _on_device(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)
+
+
+def _packed(step: Step) -> dict[str, Any]:
+    values = {field.name: getattr(step, field.name) for field in fields(step)}
+    return {name: _on_host(v) if isinstance(v, Tensor) else v for name, v in values.items()}
+
+
+def _unpacked(values: dict[str, Any], device: torch.device) -> Step:
+    def there(value: Any) -> Any:
+        return _on_device(value, device) if isinstance(value, np.ndarray) else value
+
+    return Step(**{name: there(value) for name, value in values.items()})
