@@ -44,6 +44,7 @@ def ran(ops: AscendOps) -> dict[str, int]:
     return dict(ops.npu._machine.ran)
 
 
+@pytest.mark.parametrize("ops", ["Ascend910_9391", "Ascend950PR_9599"], indirect=True)
 @pytest.mark.parametrize("case", RUN, ids=str)
 def test_errs_no_more_than_twice_as_much_as_plain_pytorch(case: Case, ops: AscendOps) -> None:
     assert case.findings(ops, BF16) == ()
