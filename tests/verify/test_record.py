@@ -49,6 +49,15 @@ def test_every_call_gives_the_same_alone(tmp_path: Path, quantize: Quantize | No
             assert torch.equal(alone[name], value), (record.call.op, name)
 
 
+def test_inputs_are_as_they_were_before_the_call(tmp_path: Path) -> None:
+    """Pages are written in place, by this call and all that follow."""
+    stores = [r for r in recorded(tmp_path, None) if r.call.op == "rope_store"]
+    for before, after in zip(stores, stores[1:], strict=False):
+        written = before.results["k_pages"]
+        assert not torch.equal(before.call.tensors["k_pages"], written)
+        assert torch.equal(after.call.tensors["k_pages"], written)
+
+
 def test_weights_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     class Packs(Wrong):
         def pack(self, w: Weight) -> Weight:
