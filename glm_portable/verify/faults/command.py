@@ -11,7 +11,7 @@ from glm_portable.verify import report
 from glm_portable.verify.results import ENVIRONMENT
 
 
-@click.command("faults")
+@click.command()
 @option("--backend", default="cpu", help="What the faults are put into: cpu or reference.")
 @option("--level", type=click.Choice(["ops", "model", "all"]), default="all",
         help="Look for them op by op, in the pocket model, or both.")  # fmt: skip
@@ -26,7 +26,7 @@ from glm_portable.verify.results import ENVIRONMENT
 @option("--seed", type=click.IntRange(0), default=0, help="Of the inputs.")  # fmt: skip
 @option("--list", "listing", is_flag=True, help="Print the faults, and run nothing.")
 @report.options
-def main(**options: Any) -> None:
+def faults(**options: Any) -> None:
     """Put faults into a backend, one after the other, and see whether the suite notices each.
 
     Prints a table, and how many were noticed of those that must be. Exit code 1 if one was not,

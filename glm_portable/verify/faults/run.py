@@ -30,7 +30,7 @@ def run(
 ) -> int:
     """Print the table and the rates, write the report; returns the exit code."""
     chosen = [one for one in LEVELS if level in (one, "all")]
-    faults = [fault for fault in named(only) if fault.levels & set(chosen)]
+    faults = [fault for fault in named(only) if fault.levels & set(chosen) or not fault.levels]
     if listing:
         return _list(faults)
     torch.set_num_threads(1)  # the inputs are small: more threads only wait for each other

@@ -18,14 +18,14 @@ def run(*arguments: str) -> Result:
 
 def test_the_table_and_the_rates(tmp_path: Path) -> None:
     file = tmp_path / "faults.json"
-    found = run("--only", "silu-truncated", "--json", str(file))
+    found = run("--only", "silu-hard", "--json", str(file))
     assert found.exit_code == 0, found.output
     lines = found.output.splitlines()
     assert lines[0].startswith("| fault | in | stands for | op by op | in the model |")
-    assert lines[2].startswith("| silu-truncated | silu_mul | conversion to BF16 that cuts | kill")
+    assert lines[2].startswith("| silu-hard | silu_mul | sigmoid approximated by a line | killed")
     assert lines[-2:] == ["ops: 1 of 1 killed, 100.0%", "model: 1 of 1 killed, 100.0%"]
     names = [check["name"] for check in json.loads(file.read_text())["checks"]]
-    assert names == ["silu-truncated, ops", "silu-truncated, model"]
+    assert names == ["silu-hard, ops", "silu-hard, model"]
 
 
 def test_a_survivor_fails(monkeypatch: pytest.MonkeyPatch) -> None:
