@@ -40,7 +40,10 @@ def test_the_stream_is_the_same_on_every_machine() -> None:
               source.codes(3, 4, kind=INT8), source.weight(2, 3), source.scales(4, 6)):  # fmt: skip
         found.update(x.contiguous().view(torch.uint8).numpy().tobytes())
     assert found.hexdigest()[:16] == "a0c14dfec6c376d9"
-    assert digest([named("linear", "odd widths"), named("route", "exact ties")])[:16] == "090b2cf33060b3ab"
+    assert (
+        digest([named("linear", "odd widths"), named("route", "exact ties")])[:16]
+        == "090b2cf33060b3ab"
+    )
 
 
 def test_numbers_look_normal() -> None:
