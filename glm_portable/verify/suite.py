@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glm_portable.errors import UsageError
-from glm_portable.options import option
+from glm_portable.options import option, simulate
 from glm_portable.verify import report
 from glm_portable.verify.report import Outputs
 from glm_portable.verify.results import ENVIRONMENT, Check, Report
@@ -20,7 +20,10 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help need not
 DTYPES = {"bfloat16": "bfloat16", "float32": "float32", "bf16": "bfloat16", "f32": "float32"}
 backend_option = option("--backend", default="auto", help="The backend to judge.")
 virtual_option = option(
-    "--virtual", metavar="CHIP", help="Simulate gfx942, gfx950, Ascend910_9391 or others."
+    "--virtual",
+    metavar="CHIP",
+    callback=simulate,
+    help="Simulate gfx942, gfx950, Ascend910_9391 or others.",
 )
 only = option("--only", metavar="GLOB", help='Cases by "op: name", such as "attend: *".')
 seed_option = option("--seed", type=click.IntRange(0, 2**32 - 1), default=0,

@@ -13,14 +13,16 @@ from collections.abc import Iterable
 
 import torch
 
-from glm_portable.verify.cases import attention, experts, linear, norm, rope, route
+from glm_portable.verify.cases import attention, experts, linear, norm, rare, rope, route
 from glm_portable.verify.cases.attention import STEPS
 from glm_portable.verify.cases.case import Case, cost
 
 __all__ = ["CASES", "EVERYTHING", "STEPS", "Case", "cost", "digest", "named", "small_enough"]
 
 EVERYTHING = [
-    case for module in (linear, experts, attention, norm, rope, route) for case in module.CASES
+    case
+    for module in (linear, experts, attention, norm, rope, route, rare)
+    for case in module.CASES
 ]
 CASES = [case for case in EVERYTHING if not case.full]
 """Those that every machine can afford."""
