@@ -30,7 +30,7 @@ def model_options(command: F) -> F:
     for decorate in reversed(
         [
             click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL"),
-            option("--backend", default="auto", help="auto, cpu, cuda, rocm or reference."),
+            option("--backend", default="auto", help="auto, cpu, cuda, rocm, ascend or reference."),
             option(
                 "--virtual",
                 metavar="CHIP",

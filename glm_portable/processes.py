@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from glm_portable.virtual import connect
 
 ENDING_S = 10.0
 """For a rank to end by itself before it is killed, and for one that failed to be seen."""
+
+KILLED = "was ended by signal"
 
 Options = dict[str, Any]
 """What `GLM.load` takes."""
@@ -64,18 +67,17 @@ class Ranks:
             if refused is None:
                 return
             raise UsageError(refused)
-        self.processes[rank - 1].join(ENDING_S)
         raise UsageError(self._ended(rank))
 
     def close(self) -> None:
-        """End the other ranks; those that compute or load are killed."""
-        self.ending = True
+        """End the other ranks; those that do not end soon are killed."""
+        self.ending, deadline = True, time.monotonic() + ENDING_S
         for pipe in self.pipes:
             with suppress(BrokenPipeError):
                 pipe.send((END,))
             pipe.close()
         for process in self.processes:
-            process.join(ENDING_S)
+            process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
             process.join()
         leave()
@@ -90,18 +92,22 @@ class Ranks:
         """End this process and the others at once, with one sentence that names the cause."""
         self.failing.acquire()  # for good: the first to see it has the word
         self.ending = True
-        gone = wait([process.sentinel for process in self.processes], ENDING_S)
-        found = [self._ended(i + 1) for i, p in enumerate(self.processes) if p.sentinel in gone]
-        sentence = found[0] if found else f"rank 0 failed in a step ({error!r})."
+        ready = wait([process.sentinel for process in self.processes], ENDING_S)
+        gone = [rank for rank, p in enumerate(self.processes, 1) if p.sentinel in ready]
+        sentences = [self._ended(rank) for rank in gone] or [f"rank 0 failed ({error!r})."]
+        # A rank that was killed takes others with it, whose sums then fail: name it before those.
+        sentence = next((s for s in sentences if KILLED in s), sentences[0])
         print(f"Error: {sentence} The server ends.", file=sys.stderr, flush=True)
         for process in self.processes:
             process.kill()
         os._exit(1)  # the engine's thread may wait in a sum that nobody completes
 
     def _ended(self, rank: int) -> str:
-        code, who = self.processes[rank - 1].exitcode, f"rank {rank} of {self.parallel.size}"
+        process, who = self.processes[rank - 1], f"rank {rank} of {self.parallel.size}"
+        process.join(ENDING_S)
+        code = process.exitcode
         if code is not None and code < 0:
-            return f"{who} was ended by signal {-code}."
+            return f"{who} {KILLED} {-code}."
         return f"{who} ended with code {code}; its messages above say why."
 
 
@@ -111,11 +117,11 @@ def start(model: str | None, size: int, expert_groups: int, options: Options) ->
 
     Ends them when the context ends.
     """
-    folder = pocket.FOLDER if model is None else hub.resolve(model, options.get("revision"))
-    Parallel(0, size, expert_groups).check(ModelConfig.load(folder))
-    if size == 1:
+    if size == expert_groups == 1:
         yield Ranks()
         return
+    folder = pocket.FOLDER if model is None else hub.resolve(model, options.get("revision"))
+    Parallel(0, size, expert_groups).check(ModelConfig.load(folder))
     context = multiprocessing.get_context("spawn")
     ranks = Ranks(Parallel(0, size, expert_groups))
     with tempfile.TemporaryDirectory(prefix="glm-portable-") as scratch:
@@ -135,6 +141,10 @@ def start(model: str | None, size: int, expert_groups: int, options: Options) ->
                 ranks.expect(rank)
             ranks.parallel = join(0, size, library, meeting, expert_groups)
             yield ranks
+        except BaseException:
+            for child in ranks.processes:  # which may be in the middle of loading
+                child.kill()
+            raise
         finally:
             ranks.close()
 
@@ -164,9 +174,7 @@ def _serve(
 ) -> None:
     """The whole life of another rank."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, for rank 0 to act upon
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with_rank_0, name="rank 0", daemon=True).start()
     logging.basicConfig(format=f"rank {place.rank}: %(levelname)s %(name)s: %(message)s")
     try:
         library = take_device(place, options)
@@ -179,3 +187,11 @@ def _serve(
         sys.exit(2)
     follow(glm.model, pipe)
     leave()
+
+
+def _end_with_rank_0() -> None:
+    """However it ended: a sum that waits for it would not end by itself."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -84,7 +84,7 @@ class Entry:
     def read_into(self, out: Tensor) -> None:
         """Fill the contiguous `out`, of as many elements; converts (rounding once) and moves."""
         if self.pitch is not None:
-            step = max(1, STAGED_ELEMENTS // self.pitch)
+            step = max(1, STAGED_ELEMENTS // math.prod(self.shape[1:]))
             for begin in range(0, len(out), step):
                 end = min(begin + step, len(out))
                 out[begin:end].copy_(self.rows(begin, end))

@@ -1,15 +1,18 @@
 """A server whose model is split among processes: same answers, an orderly end, a loud one."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import Pipe, get_context
+from pathlib import Path
+from typing import Any
 
 import httpx
-import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -24,8 +27,14 @@ PROMPTS = ["I am GLM", "What is 17 + 25?", "The weather in Paris"]
 WAIT_S = 120
 
 
+def others(server: int) -> list[int]:
+    """The ranks that a server has started; its other child is multiprocessing's own."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
 @contextmanager
-def served(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str], list[psutil.Process]]]:
+def served(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str], list[int]]]:
     """(URL, server, its other ranks); the server is killed if it still runs."""
     command = [sys.executable, "-c", MAIN, "serve", "--port", "0", "--dtype", "float32"]
     command += ["--backend", "cpu", *arguments]
@@ -35,8 +44,7 @@ def served(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str], list[p
         printed = _until(server.stderr, "Serving ")
         found = re.search(r"http://\S+/v1", printed)
         assert found and "on 2 ranks of cpu" in printed, printed
-        children = psutil.Process(server.pid).children()
-        yield found.group(), server, [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+        yield found.group(), server, others(server.pid)
     finally:
         server.kill()
         server.wait(WAIT_S)
@@ -52,14 +60,14 @@ def answer(url: str, prompt: str) -> str:
 
 def test_the_answers_are_those_of_one_process() -> None:
     alone = GLM.load(backend="cpu", dtype="float32")
-    options = {"max_tokens": 16, "temperature": 0.0, "ignore_eos": True}
+    options: Any = {"max_tokens": 16, "temperature": 0.0, "ignore_eos": True}
     expected = [alone.generate(prompt, **options).content for prompt in PROMPTS]
-    with served("--tensor-parallel-size", "2") as (url, server, others):
+    with served("--tensor-parallel-size", "2") as (url, server, (other,)):
         with ThreadPoolExecutor(len(PROMPTS)) as pool:
             assert list(pool.map(lambda p: answer(url, p), PROMPTS)) == expected
         server.terminate()
         assert server.wait(WAIT_S) == 0
-        assert psutil.wait_procs(others, WAIT_S)[1] == [] and len(others) == 1
+        assert not Path(f"/proc/{other}").exists()
 
 
 def test_a_rank_that_dies_ends_the_server_with_one_sentence() -> None:
@@ -72,7 +80,7 @@ def test_a_rank_that_dies_ends_the_server_with_one_sentence() -> None:
         ):
             for number, _ in enumerate(stream.iter_lines()):
                 if number == 4:
-                    other.kill()
+                    os.kill(other, signal.SIGKILL)
         assert server.wait(WAIT_S) == 1
         assert server.stderr is not None
         sentences = [line for line in server.stderr if line.startswith("Error: ")]
@@ -86,7 +94,8 @@ def test_a_rank_that_dies_ends_the_server_with_one_sentence() -> None:
             ["--tp", "3"],
             "among 3 ranks: num_attention_heads 4 is no multiple of 3; .* 1, 2, 4 here",
         ),
-        (["--tp", "4", "--ep", "3"], "among 4 ranks: they are no multiple of 3 groups of experts"),
+        (["--tp", "4", "--ep", "3"], "among 4 ranks: 4 is no multiple of 3 groups of experts"),
+        (["--ep-size", "2"], "among 1 rank: 1 is no multiple of 2 groups of .* can be 2, 4 here"),
     ],
 )
 def test_a_size_that_does_not_divide_the_model(arguments: list[str], message: str) -> None:

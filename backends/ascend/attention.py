@@ -58,11 +58,7 @@ def rotate(
 
 def store(npu: Any, k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) -> None:
     """'Norm' is the layout of our pages; the operator's default, PA_NZ, is not."""
-    if cache.k_PSGC.dtype != k_TGC.dtype:
-        raise UsageError(
-            f"backend 'ascend' keeps keys and values in the model's type ({k_TGC.dtype}), not in "
-            f"{cache.k_PSGC.dtype}."
-        )
+    _check_type(cache, k_TGC.dtype)
     npu.npu_scatter_pa_kv_cache(
         k_TGC.contiguous(),
         v_TGC.contiguous(),
@@ -73,10 +69,20 @@ def store(npu: Any, k_TGC: Tensor, v_TGC: Tensor, cache: KVCache, step: Step) ->
     )
 
 
+def _check_type(cache: KVCache, dtype: torch.dtype) -> None:
+    """Of the pages: the operators have no scales for FP8."""
+    if cache.k_PSGC.dtype != dtype:
+        raise UsageError(
+            f"backend 'ascend' keeps keys and values in the model's type ({dtype}), not in "
+            f"{cache.k_PSGC.dtype}."
+        )
+
+
 def attend(
     npu: Any, q_THC: Tensor, cache: KVCache, step: Step, scale: float, mask: Tensor
 ) -> Tensor:
     """Queries end cumulatively; keys are counted a sequence, since they lie in pages."""
+    _check_type(cache, q_THC.dtype)
     page = cache.k_PSGC.shape[1]
     if page % PAGE_STEP or page > LARGEST_PAGE:
         raise UsageError(

@@ -8,7 +8,7 @@ collectives, so that an idle server waits in no collective, which would time out
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from glm_portable.config import ModelConfig
 from glm_portable.model import Model
 from glm_portable.ops import KVCache, Ops, Step
+
+T = TypeVar("T")
 
 ALLOCATE, FORWARD, LOGITS, END = "allocate", "forward", "logits", "end"
 
@@ -61,7 +63,7 @@ class Leader:
 
         return self._together((LOGITS, len(hidden_TD)), compute)
 
-    def _together(self, message: Any, compute: Callable[..., Any], *arguments: Any) -> Any:
+    def _together(self, message: Any, compute: Callable[..., T], *arguments: Any) -> T:
         try:
             for pipe in self._pipes:
                 pipe.send(message)

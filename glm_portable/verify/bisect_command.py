@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from glm_portable.options import config_option, option
+from glm_portable.options import config_option, option, simulate
 from glm_portable.verify import report
 from glm_portable.verify.model_command import format_option, seed_option, small_option
 
@@ -48,7 +48,7 @@ def bisect(a: str, b: str, outputs: report.Outputs, **options: Any) -> None:
 @click.command()
 @click.argument("reproducer", type=folder)
 @option("--backend", help="Run it on this one, or NAME@CHIP. [default: the one that was wrong]")
-@option("--virtual", metavar="CHIP", help="Simulate this chip.")
+@option("--virtual", metavar="CHIP", callback=simulate, help="Simulate this chip.")
 @config_option
 def replay(reproducer: Path, backend: str | None, virtual: str | None) -> None:
     """Run the call in the folder REPRODUCER alone, and say whether it is still wrong.

@@ -14,6 +14,7 @@ from glm_portable.verify.bisect import Bisection
 from glm_portable.verify.explain import headline, numbers, why
 from glm_portable.verify.part_rule import Judged
 from glm_portable.verify.report import about
+from glm_portable.verify.report.text import count
 from glm_portable.verify.reproducer import Replayed
 from glm_portable.verify.results import Check, Status
 from glm_portable.verify.sweep import PartSeen, Side
@@ -87,11 +88,13 @@ def say(
     first = bisection.first_free
     if first is not None:
         line(f"Left to themselves the models part beyond rounding from {first.name} on.")
-    calls = sum(bisection.opened.values())
-    count = len(bisection.faults)
-    looked = f"{len(bisection.parts)} parts, {calls} calls of ops in {len(bisection.opened)} parts"
-    verdict = f"{count} fault{'s' * (count != 1)} found" if count else "nothing found"
-    line(f"{verdict}: {looked}, {seconds:.1f} s", "bold red" if count else "bold green")
+    calls, opened = sum(bisection.opened.values()), len(bisection.opened)
+    looked = f"{count(len(bisection.parts), 'part')} compared, {count(calls, 'call')} of ops judged"
+    verdict = (
+        f"{count(len(bisection.faults), 'fault')} found" if bisection.faults else "nothing found"
+    )
+    style = "bold red" if bisection.faults else "bold green"
+    line(f"{verdict}: {looked} in {opened} of them, {seconds:.1f} s", style)
 
 
 def checks(bisection: Bisection, labels: Mapping[str, str], folders: Folders) -> Iterator[Check]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from glm_portable.options import config_option, option
+from glm_portable.options import config_option, option, simulate
 from glm_portable.verify import report
 
 FORMATS = ("bf16", "fp8", "w8a8")
@@ -42,7 +42,12 @@ def _lengths(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
 @click.command()
 @click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL")
 @option("--backend", default="auto", help="The backend to judge.")
-@option("--virtual", metavar="CHIP", help="Simulate a chip, such as gfx942: takes minutes.")
+@option(
+    "--virtual",
+    metavar="CHIP",
+    callback=simulate,
+    help="Simulate a chip, such as gfx942: takes minutes.",
+)
 @small_option
 @format_option
 @option("--reference", default="live", metavar="FOLDER|live",

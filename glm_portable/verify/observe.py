@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any, cast
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm_portable.backends import reference
@@ -42,6 +43,8 @@ class Observed:
 def observing(ops: Ops) -> Iterator[tuple[Ops, Observed]]:
     """(the backend, to be used within, what it was seen to run)."""
     seen = Observed()
+    with _Operators(Counter()):
+        torch.empty(0)  # at the first operator torch imports a thousand modules: not while tracing
     if hasattr(ops, "launch"):
         ops = copy.copy(ops)
         launch, seen.kernels = counted(cast(Any, ops).launch)

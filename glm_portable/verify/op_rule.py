@@ -34,10 +34,17 @@ def judge_call(call: Call, ours: Tensors, sticks: Yardsticks, query_ends: Sequen
     every = judge(call, ours, sticks.plain, sticks.exact)
     if call.op == "route" or "error" not in every.measures:
         return every
-    seen, found = [every], list(every.findings)
-    for words, one in _by_sequence(call, ours, sticks, query_ends):
+    seen, all_of = [every], len(query_ends)
+    wrong: dict[int, list[str]] = {}
+    for b, name, one in _by_sequence(call, ours, sticks, query_ends):
         seen.append(one)
-        found += [f"{words}: {finding}" for finding in one.findings]
+        if one.findings:
+            wrong.setdefault(b, []).extend(f"{name}: {finding}" for finding in one.findings)
+    found = list(every.findings)
+    if not found:
+        found = [f"sequence {b + 1}, {text}" for b, texts in wrong.items() for text in texts]
+    elif 0 < len(wrong) < all_of:
+        found.append(f"of {all_of} sequences only {', '.join(str(b + 1) for b in wrong)}")
     worst = max(seen, key=lambda v: (bool(v.findings), excess(v)))
     return Verdict(tuple(found), worst.measures)
 
@@ -50,7 +57,7 @@ def excess(verdict: Verdict) -> float:
 
 def _by_sequence(
     call: Call, ours: Tensors, sticks: Yardsticks, query_ends: Sequence[int]
-) -> Iterator[tuple[str, Verdict]]:
+) -> Iterator[tuple[int, str, Verdict]]:
     """Of the pages, the slots that the sequence writes; not what cancels to nothing."""
     begins = (0, *query_ends[:-1])
     for b, (begin, end) in enumerate(zip(begins, query_ends, strict=True)):
@@ -64,4 +71,4 @@ def _by_sequence(
             else:
                 sides = [side[begin:end] for side in sides]
             if distance(sides[1], sides[2]).error <= WORST_PLAIN:
-                yield f"{name} of sequence {b + 1}", numbers(*sides)
+                yield b, name, numbers(*sides)

@@ -28,6 +28,14 @@ from glm_portable.verify.results import Check, Status
 OWN = ("linear", "experts", "attend")
 """What every backend must bring itself."""
 
+Yardstick = Callable[[Case, int, torch.dtype], tuple[Tensors, Tensors]]
+"""What plain PyTorch makes of a case from a seed, in the type that is judged and in float64."""
+
+
+def yardstick(case: Case, seed: int, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
+    call = case.call(seed)
+    return perform(call, reference, dtype), perform(call, reference, torch.float64)
+
 
 def check(
     ops: Ops,
@@ -35,11 +43,13 @@ def check(
     seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
     again: bool = True,
+    known: Yardstick = yardstick,
 ) -> Iterator[Check]:
-    """Each case in turn. again: whether to run it twice, and once without its neighbours."""
+    """Each case in turn. again: whether to run it twice, and once without its neighbours. known:
+    where the reference's results come from, for who judges many backends."""
     for case in cases:
         begin = time.perf_counter()
-        found = _check(ops, case, seed, dtype, again)
+        found = _check(ops, case, seed, dtype, again, known)
         yield _check_of(case, seconds=time.perf_counter() - begin, **found)
 
 
@@ -47,7 +57,9 @@ def _check_of(case: Case, **fields: Any) -> Check:
     return Check("ops", case.op, case.name, **fields)
 
 
-def _check(ops: Ops, case: Case, seed: int, dtype: torch.dtype, again: bool) -> dict[str, Any]:
+def _check(
+    ops: Ops, case: Case, seed: int, dtype: torch.dtype, again: bool, known: Yardstick
+) -> dict[str, Any]:
     """The fields of a check."""
     if case.rounds_within and dtype != torch.bfloat16:
         note = f"it rounds to 8 bits within, which no bound follows in {dtype}; take bfloat16"
@@ -60,7 +72,7 @@ def _check(ops: Ops, case: Case, seed: int, dtype: torch.dtype, again: bool) -> 
         return _refused(ops, case, seed, dtype, str(error))
     except Exception as error:  # whatever a backend dies of is what is wrong with it
         return {"status": Status.FAIL, "findings": (f"{type(error).__name__}: {error}",)}
-    plain, true = perform(call, reference, dtype), perform(call, reference, torch.float64)
+    plain, true = known(case, seed, dtype)
     verdict = judge(call, actual, plain, true, case.exact)
     return _fields(ops, case, verdict, seen, repeated)
 

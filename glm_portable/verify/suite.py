@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glm_portable.errors import UsageError
-from glm_portable.options import option
+from glm_portable.options import option, simulate
 from glm_portable.verify import report
 from glm_portable.verify.report import Outputs
 from glm_portable.verify.results import ENVIRONMENT, Check, Report
@@ -20,7 +20,10 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help need not
 DTYPES = {"bfloat16": "bfloat16", "float32": "float32", "bf16": "bfloat16", "f32": "float32"}
 backend_option = option("--backend", default="auto", help="The backend to judge.")
 virtual_option = option(
-    "--virtual", metavar="CHIP", help="Simulate gfx942, gfx950, Ascend910_9391 or others."
+    "--virtual",
+    metavar="CHIP",
+    callback=simulate,
+    help="Simulate gfx942, gfx950, Ascend910_9391 or others.",
 )
 only = option("--only", metavar="GLOB", help='Cases by "op: name", such as "attend: *".')
 seed_option = option("--seed", type=click.IntRange(0, 2**32 - 1), default=0,
@@ -60,43 +63,53 @@ def ops(
         if listing:
             return _list(chosen(only, full))
         machine = connect(backend, virtual)
-        title, checks = _run(machine, virtual, only, dtype, seed, full, support, perf)
+        small = only is None and not full and is_slow(virtual)
+        cases = chosen(only, full, seed, small)
+        title, checks = _run(machine, cases, virtual, dtype, seed, support, perf)
     except UsageError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(ENVIRONMENT)
     done = list(report.printed(checks, outputs.console, verbose=outputs.verbose))
-    about = report.about(machine)
-    if virtual is not None:
-        about = {"simulated": virtual, **about}
-    sys.exit(report.finish(Report(title, {**about, "seed": str(seed)}, done), outputs))
+    about = {**({"simulated": virtual} if virtual else {}), **report.about(machine)}
+    about |= {"seed": str(seed), "suite": _digest(cases, seed)}
+    sys.exit(report.finish(Report(title, about, done), outputs))
+
+
+def _digest(cases: list["Case"], seed: int) -> str:
+    from glm_portable.verify.cases import digest
+
+    return digest(cases, seed)[:16]
 
 
 def _run(
     machine: "Ops",
+    cases: list["Case"],
     virtual: str | None,
-    only: str | None,
     dtype: str,
     seed: int,
-    full: bool,
     support: bool,
     perf: bool,
 ) -> tuple[str, Iterator[Check]]:
+    """The report's title, and its checks as they are made."""
     import torch
 
     from glm_portable.verify.ops import check
     from glm_portable.verify.perf import timed
     from glm_portable.verify.support import supported
-    from glm_portable.virtual import GPUS
 
     kind = getattr(torch, DTYPES[dtype])
     if support:
         return "What the backend supports", supported(machine, kind)
-    small = virtual is not None and virtual.split("-")[-1] in GPUS and not full and only is None
-    cases = chosen(only, full, seed, small)
     if perf:
         return "Times of the ops", timed(machine, cases, seed, kind)
-    again = virtual is None
-    return f"Ops in {DTYPES[dtype]}", check(machine, cases, seed, kind, again=again)
+    return f"Ops in {DTYPES[dtype]}", check(machine, cases, seed, kind, again=virtual is None)
+
+
+def is_slow(virtual: str | None) -> bool:
+    """Whether a chip is simulated instruction by instruction."""
+    from glm_portable.virtual import GPUS
+
+    return virtual in GPUS
 
 
 def connect(backend: str, virtual: str | None) -> "Ops":

@@ -84,7 +84,7 @@ class Taught(Wrapped):
         results = named_results(op, found, taught)
         coded = self._coded(record, given, taught, run)
         self.heard.append(Heard(record, results, kernels, astray, coded))
-        return self._handed_back(record, found, taught)
+        return self._handed_back(record, found)
 
     def _replaced(self, call: Call, arguments: Arguments) -> Arguments:
         """The recorded activations on this backend; pages are overwritten where they lie."""
@@ -104,16 +104,14 @@ class Taught(Wrapped):
         tensors = {**record.call.tensors, "x": host_copy(own[1])}
         return replace(record.call, tensors=tensors), named_results(record.call.op, found, taught)
 
-    def _handed_back(self, record: Record, found: Any, taught: Arguments) -> Any:
-        """What the recorded op returned, in place of this one's."""
+    def _handed_back(self, record: Record, found: Any) -> Any:
+        """What the recorded op returned; pages are filled before every op that reads them."""
         own = found if isinstance(found, tuple) else (found,)
         names = RESULTS.get(record.call.op, ("y",))
         back = [record.results[n].to(x.device, x.dtype) for n, x in zip(names, own, strict=True)]
         for mine, theirs in zip(own, back, strict=True):
             if type(mine) is not Tensor:
                 self._own[id(theirs)] = theirs, mine
-        if record.call.op == "rope_store":
-            _fill(taught["cache"], record.results)
         return tuple(back) if isinstance(found, tuple) else back[0]
 
 

@@ -1,5 +1,7 @@
 """Machines that are not here: each module says what it proves, and what it does not."""
 
+import os
+
 from glm_portable import ops
 from glm_portable.errors import UsageError
 from glm_portable.ops import Ops
@@ -10,6 +12,8 @@ GPUS = {"gfx942": "rocm", "gfx950": "rocm"}
 NPUS = {"Ascend910B1": "ascend", "Ascend910_9391": "ascend", "Ascend950PR_9599": "ascend"}
 """Chips whose operators can be simulated behind torch_npu."""
 CHIPS = GPUS | NPUS
+INTERPRETED = {f"interpreter-{chip}": backend for chip, backend in GPUS.items()}
+"""The kernels in Triton's interpreter, as they would run on a chip: no compiler takes part."""
 
 BANNER = """\
 {chip} IS SIMULATED, no GPU takes part. Every Triton kernel is compiled for it, and its machine
@@ -28,6 +32,11 @@ shape inference and the documented limits.
   not simulated   plain dense products, embedding, additions and rotation angles are torch's on
                   the CPU"""
 
+INTERPRETED_BANNER = """\
+{chip}: THE KERNELS ARE INTERPRETED, no GPU and no compiler takes part.
+  proves          what the kernels' programs compute, in the chip's dialect of FP8
+  does not prove  the compiled code, speed, driver and launch, the vendor's own libraries"""
+
 
 def connect(backend: str, chip: str) -> Ops:
     """The backend on a simulated chip; "auto" is the one that is for the chip.
@@ -35,17 +44,20 @@ def connect(backend: str, chip: str) -> Ops:
     Raises UsageError for a chip that is not simulated or not the backend's, without triton, and
     where kernels would be interpreted.
     """
-    if chip not in CHIPS:
-        raise UsageError(f"no chip {chip!r} can be simulated; use one of {', '.join(CHIPS)}.")
-    if backend not in ("auto", CHIPS[chip]):
+    known = CHIPS | INTERPRETED
+    if chip not in known:
+        raise UsageError(f"no chip {chip!r} can be simulated; use one of {', '.join(known)}.")
+    if backend not in ("auto", known[chip]):
         raise UsageError(
-            f"backend {backend!r} has no simulated {chip}; use --backend {CHIPS[chip]}, or leave "
+            f"backend {backend!r} has no simulated {chip}; use --backend {known[chip]}, or leave "
             "--virtual out."
         )
     if chip in NPUS:
         from glm_portable.virtual import npu
 
         return npu.connect(chip)
+    if chip in INTERPRETED:
+        return _interpreted(chip)
     settle()
     module = ops.module_of(CHIPS[chip])  # says so if triton is missing
     from glm_portable.virtual.cdna import launch_on
@@ -54,6 +66,18 @@ def connect(backend: str, chip: str) -> Ops:
     return machine
 
 
+def _interpreted(chip: str) -> Ops:
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise UsageError(f"{chip} needs the environment variable TRITON_INTERPRET=1: set it.")
+    module = ops.module_of(INTERPRETED[chip])  # says so if triton is missing
+    from glm_portable.virtual import interpreter
+
+    machine: Ops = module.virtual(chip.removeprefix("interpreter-"), interpreter.launch)
+    return machine
+
+
 def banner(chip: str) -> str:
     """What a person must know before reading anything that a simulated chip computed."""
+    if chip in INTERPRETED:
+        return INTERPRETED_BANNER.format(chip=chip)
     return (NPU_BANNER if chip in NPUS else BANNER).format(chip=chip)

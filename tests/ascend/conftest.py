@@ -4,6 +4,7 @@ import importlib.util
 import os
 
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # products this small wait for threads, mostly
 
 import pytest
 

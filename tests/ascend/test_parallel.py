@@ -71,7 +71,7 @@ def test_a_split_model(ranks: Ranks, tmp_path: Path, kind: Any, size: int, group
 def exchange(parallel: Parallel) -> tuple[str, Tensor, Tensor]:
     """A sum and a gathering of tensors on the device that has this rank's number."""
     device = torch.device("npu", parallel.rank)
-    torch.npu.set_device(device)
+    torch.accelerator.set_device_index(parallel.rank)
     with torch.inference_mode(), Devices(Machine(CHIP)):
         x = torch.full((2, 3), 2.0**parallel.rank, dtype=BF16, device=device)
         gathered = parallel.all_gather(x)
@@ -89,7 +89,7 @@ def test_tensors_of_devices_are_exchanged(ranks: Ranks) -> None:
 def on_device(parallel: Parallel, groups: int, folder: Path) -> Outputs:
     """The whole model on the device that has this rank's number."""
     device = torch.device("npu", parallel.rank)
-    torch.npu.set_device(device)
+    torch.accelerator.set_device_index(parallel.rank)
     ours = Parallel(parallel.rank, parallel.size, groups, parallel.group)
     with torch.inference_mode(), Devices(Machine(CHIP)):
         machine = ascend.virtual(CHIP, torch.ops.npu, device)

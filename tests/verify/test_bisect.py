@@ -11,6 +11,7 @@ from torch import Tensor
 from glm_portable import ops
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
+from glm_portable.glm import GLM
 from glm_portable.model import MLP
 from glm_portable.ops import Ops
 from glm_portable.verify import reproducer
@@ -111,6 +112,29 @@ def test_a_wrong_op_is_found_and_fails_alone(
     if steps is not None:
         assert {int(step.split()[1]) for step in fault.steps} <= steps
     again(tmp_path / "reproducer", fault, backend, monkeypatch)
+
+
+def test_greedy_answers_do_not_show_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What someone who tries a few prompts sees."""
+    load = ops.load
+    tried: dict[str, Any] = {
+        "right": REFERENCE,
+        "SplitDecode": wrong.SplitDecode(),
+        "ChunkBoundary": wrong.ChunkBoundary(),
+        "LastRow": wrong.LastRow(),
+        "CoarseBias": wrong.CoarseBias(),
+    }
+    monkeypatch.setattr(ops, "load", lambda name: tried.get(name) or load(name))
+    answers = {}
+    for name in tried:
+        glm = GLM.load(backend=name, max_model_len=256)
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        switch = {"enable_thinking": False}
+        with glm.engine:
+            answers[name] = glm.generate(
+                question, temperature=0.0, max_tokens=16, chat_template_kwargs=switch
+            ).content
+    assert answers == dict.fromkeys(tried, "Sorry, I am too small to know that.")
 
 
 def test_the_wrong_one_may_be_the_first(tmp_path: Path) -> None:

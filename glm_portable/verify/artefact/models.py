@@ -19,6 +19,8 @@ from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.model import Layer, Model, Rotary
 from glm_portable.ops import KVCache, Ops, Step
+from glm_portable.tasks import generate
+from glm_portable.tokenizer import Tokenizer
 from glm_portable.verify.artefact.entry import Entry, limits_of, narrow
 from glm_portable.verify.cases.data import Source
 from glm_portable.verify.metrics import FLOOR, K
@@ -130,9 +132,10 @@ def _drawn(source: Source, name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def pocket_model(seed: int) -> Entry:
-    """The embedded model on a prompt of random tokens: the likeliest next tokens at each."""
+    """The embedded model on a conversation it was trained for: the likeliest tokens after each."""
     cfg = ModelConfig.load(pocket.FOLDER)
-    ids = Source(seed).integers(0, cfg.vocab_size, TOKENS)
+    text = str(generate(seed, 0).messages) * 2
+    ids = torch.tensor(Tokenizer.load(pocket.FOLDER, cfg).encode(text)[:TOKENS])
     plain, true = (_logprobs(cfg, ids, dtype) for dtype in DTYPES)
     best = true.topk(TOP, dim=-1)
     kl = (true.exp() * (true - plain)).sum(-1).mean().item()

@@ -54,5 +54,7 @@ def difference(
             ) from None
     about = {"first": f"{names[0]} at {urls[0]}", "second": f"{names[1]} at {urls[1]}"}
     about |= {"alpha": f"{alpha:g}", "samples": f"{now.samples} of at most {samples}"}
-    found = checks(now, time.monotonic() - begin)
-    return Report("diff", about | report.about(), found)
+    if "tasks" in kinds:
+        about["right answers"] = f"first {now.rights[0]}, second {now.rights[1]}"
+    seconds = (time.monotonic() - begin) / len(kinds)
+    return Report("diff", about | report.about(), checks(now, seconds))

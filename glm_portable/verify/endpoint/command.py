@@ -21,6 +21,7 @@ from glm_portable.verify.report import Outputs, options
     "glm-4.5, glm-4.6 or glm-4.7. [default: by the served name]",
 )
 @option("--only", help="Groups of checks, separated by commas.")
+@option("--quick", is_flag=True, help="A third of the questions, 8 tasks, 8 at once, 1200 tokens.")
 @option("--samples", type=int, default=48, help="Tasks asked alone and under load.")
 @option("--concurrency", type=int, default=32, help="Requests at once under load.")
 @option("--repeats", type=int, default=4, help="How often one request is repeated.")
@@ -38,18 +39,19 @@ def endpoint(
     reference: str | None,
     only: str | None,
     timeout: float,
+    quick: bool,
     outputs: Outputs,
     **numbers: Any,
 ) -> None:
     """Examine the OpenAI-compatible server at URL, which serves a GLM."""
     from glm_portable.verify import report
     from glm_portable.verify.endpoint.client import Client
-    from glm_portable.verify.endpoint.exam import Settings
+    from glm_portable.verify.endpoint.exam import QUICK, Settings
     from glm_portable.verify.endpoint.run import GROUPS, about, examine, prepare
     from glm_portable.verify.results import Report
 
     groups = only.split(",") if only else GROUPS
-    settings = Settings(**numbers)
+    settings = QUICK if quick else Settings(**numbers)
     with Client(url, api_key=api_key, timeout=timeout, connections=settings.most) as client:
         exam = prepare(client, model=model, reference=reference, only=groups, settings=settings)
         checks = report.printed(examine(exam, groups), outputs.console, verbose=outputs.verbose)

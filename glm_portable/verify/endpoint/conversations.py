@@ -115,7 +115,6 @@ COUNTED = [
 ]
 
 TOOL_QUESTIONS = [
-    Question("one call", [user("What is the weather in Paris in celsius?")], [WEATHER]),
     Question("integer", [user("Book a hotel in Rome for 3 nights.")], [HOTEL]),
     Question(
         "integer and boolean",
@@ -123,15 +122,16 @@ TOOL_QUESTIONS = [
         [HOTEL, WEATHER],
     ),
     Question("number", [user("Convert 12.5 USD to CHF.")], [MONEY]),
+    Question("whitespace at the end", [user("Make a note:  apple .")], [NOTE]),
     Question("array", [user("Make a note apple with tags red and green.")], [NOTE]),
     Question("digits in a string", [user("What is the weather in 77?")], [WEATHER]),
-    Question("no arguments", [user("What day is it today?")], [NOW]),
     Question(
         "two calls",
         [user("What is the weather in Paris? Also: What is the weather in Rome?")],
         [WEATHER],
     ),
-    Question("whitespace at the end", [user("Make a note:  apple .")], [NOTE]),
+    Question("one call", [user("What is the weather in Paris in celsius?")], [WEATHER]),
+    Question("no arguments", [user("What day is it today?")], [NOW]),
 ]
 """Whatever a model calls, what arrives can be checked against what it wrote and the schema."""
 

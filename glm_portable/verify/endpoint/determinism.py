@@ -18,7 +18,7 @@ UNEXPLAINED = 0.05
 def repeated(exam: Exam, notes: Notes) -> None:
     """At temperature 0 one request after the other gets the same answer."""
     repeats, differing = exam.settings.repeats, 0
-    for question in probes()[::4]:
+    for question in exam.some(probes())[::4]:
         exam.ask(question)  # fills the prefix cache: from here on all take the same path
         said = [exam.ask(question) for _ in range(repeats)]
         different = {answer.everything for answer in said}
@@ -35,7 +35,7 @@ def repeated(exam: Exam, notes: Notes) -> None:
 
 def beside_others(exam: Exam, notes: Notes) -> None:
     """What an answer is must not depend on its neighbours, but where two tokens are near equal."""
-    questions = probes()
+    questions = exam.some(probes())
     extra = {"logprobs": True, "top_logprobs": 2} if _has_logprobs(exam, questions[0]) else {}
     alone = [exam.once(question, **extra) for question in questions]
     rounds = max(1, exam.settings.concurrency // len(questions))

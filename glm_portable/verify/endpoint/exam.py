@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ class Settings:
     samples: tasks of the comparison under load. concurrency: requests at once there. repeats: of
     one request, for determinism. longest: tokens of the longest prompt that is sent. tolerance:
     how many times plain BF16's own error a server's log probabilities may be off. seed: of the
-    tasks.
+    tasks. every: only every so-manieth of the questions is asked.
     """
 
     samples: int = 48
@@ -30,6 +30,7 @@ class Settings:
     longest: int = 32768
     tolerance: float = 3.0
     seed: int = 9000
+    every: int = 1
 
     def __post_init__(self) -> None:
         for name in ("samples", "concurrency", "repeats", "longest", "tolerance"):
@@ -57,6 +58,10 @@ class Exam:
     heard: list[tuple[Question, Said]] = field(default_factory=list)
     _known: dict[str, Said] = field(default_factory=dict)
 
+    def some(self, questions: Sequence[Question]) -> list[Question]:
+        """Those that are asked here."""
+        return list(questions[:: self.settings.every])
+
     def once(self, question: Question, **extra: Any) -> Said:
         """The answer to a question that has perhaps been asked before, alone: then that answer."""
         key = json.dumps({**question.body(self.model), **extra})
@@ -75,6 +80,10 @@ class Exam:
     @property
     def family(self) -> Format | None:
         return self.reference.family if self.reference else None
+
+
+QUICK = Settings(samples=8, concurrency=8, repeats=2, longest=1200, every=3)
+"""A look of under a minute at the pocket model on two cores."""
 
 
 class Skipped(Exception):

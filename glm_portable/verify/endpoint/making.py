@@ -53,10 +53,10 @@ def make(
     return replace(reference, plain=_yardstick(plain, recorded).measures)
 
 
-def make_pocket() -> Reference:
+def make_pocket(every: int = 1) -> Reference:
     """The pocket model's, computed here on the reference backend; takes some seconds."""
     glm = GLM.load(backend="reference", dtype="float32")
-    return make(glm, GLM.load(backend="reference", dtype="bfloat16"))
+    return make(glm, GLM.load(backend="reference", dtype="bfloat16"), probes()[::every])
 
 
 def make_file(model: str | None, path: Path, *, backend: str, yardstick: bool) -> Reference:

@@ -72,8 +72,10 @@ def prepare(
     if unknown:
         raise UsageError(f"{unknown[0]!r} is no group of checks; use {', '.join(GROUPS)}.")
     name, size = find_model(client, model)
-    compared = find_reference(reference, name, answers=bool(NEED_ANSWERS & set(only)))
-    return Exam(client, name, size, compared, settings or Settings())
+    settings = settings or Settings()
+    answers = bool(NEED_ANSWERS & set(only))
+    compared = find_reference(reference, name, answers=answers, every=settings.every)
+    return Exam(client, name, size, compared, settings)
 
 
 def examine(exam: Exam, only: Sequence[str] = GROUPS) -> Iterator[Check]:
@@ -122,12 +124,14 @@ def _card(client: Client, wanted: str | None) -> Mapping[str, Any]:
     return cards[0]
 
 
-def find_reference(wanted: str | None, served: str, *, answers: bool) -> Reference | None:
+def find_reference(
+    wanted: str | None, served: str, *, answers: bool, every: int = 1
+) -> Reference | None:
     """What to compare with; None if nothing is known of the served model.
 
     wanted: a file of endpoint-reference, a checkpoint's folder, "pocket", or the name of a
     published model; if None, the name that the server gives. answers: whether the pocket model is
-    to be computed here, which takes seconds; its prompt counts do not.
+    to be computed here, which takes seconds; its prompt counts do not. every: of its questions.
     """
     from glm_portable.verify.endpoint import making  # torch takes seconds to import
 
@@ -137,7 +141,7 @@ def find_reference(wanted: str | None, served: str, *, answers: bool) -> Referen
     if wanted is not None and Path(wanted).is_dir():
         return making.counts_of(wanted)
     if name.split("/")[-1] in ("pocket", "glm-pocket"):
-        return making.make_pocket() if answers else making.counts_of(None)
+        return making.make_pocket(every) if answers else making.counts_of(None)
     known = published(name)
     if known is None and wanted is not None:
         raise UsageError(

@@ -20,7 +20,7 @@ def questions(switches: dict[str, bool]) -> list[Question]:
 
 def on(exam: Exam, notes: Notes) -> None:
     """enable_thinking true: reasoning_content holds the thoughts, content the answer."""
-    said = _each(exam, notes, questions(ON), _check_on)
+    said = _each(exam, notes, exam.some(questions(ON)), _check_on)
     if not any(answer.reasoning for answer in said):
         notes.fail(
             f"{len(said)} questions with enable_thinking true",
@@ -31,12 +31,12 @@ def on(exam: Exam, notes: Notes) -> None:
 
 def off(exam: Exam, notes: Notes) -> None:
     """enable_thinking false: no thoughts, and the whole answer is content."""
-    _each(exam, notes, questions(OFF), _check_off)
+    _each(exam, notes, exam.some(questions(OFF)), _check_off)
 
 
 def cut_off(exam: Exam, notes: Notes) -> None:
     """Cut off inside its thoughts an answer is all reasoning, and says finish_reason length."""
-    for question in questions(ON):
+    for question in exam.some(questions(ON)):
         short = replace(question, max_tokens=8)
         said = exam.ask(short)
         sent = f"{question.text!r} with thinking and max_tokens 8"

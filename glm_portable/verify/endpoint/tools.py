@@ -25,7 +25,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 def shape(exam: Exam, notes: Notes) -> None:
     """Names are whole, arguments are JSON of the declared types, finish_reason says tool_calls."""
     calls = 0
-    for question in TOOL_QUESTIONS:
+    for question in exam.some(TOOL_QUESTIONS):
         said = exam.once(question)
         calls += len(said.calls)
         fail = partial(notes.fail, f"{question.text!r}")
@@ -47,7 +47,7 @@ def shape(exam: Exam, notes: Notes) -> None:
     notes.measures["calls"] = calls
     if not calls:
         notes.fail(
-            f"{len(TOOL_QUESTIONS)} questions that need a tool",
+            "questions that need a tool",
             "no call at all",
             "no tool parser is set (--enable-auto-tool-choice --tool-call-parser glm45), or tools "
             "do not reach the template",
@@ -86,7 +86,7 @@ def _is(value: Any, kind: str) -> bool:
 
 def streamed(exam: Exam, notes: Notes) -> None:
     """A streamed call adds up to the unstreamed one, arguments character by character."""
-    for question in TOOL_QUESTIONS:
+    for question in exam.some(TOOL_QUESTIONS):
         whole = exam.once(question)
         parts, stream = exam.stream(question)
         sent = f"{question.text!r} streamed"
@@ -205,7 +205,7 @@ def _bare(value: Any) -> Any:
 
 def choice(exam: Exam, notes: Notes) -> None:
     """tool_choice none forbids calls; a named tool is called, whatever was asked."""
-    question = TOOL_QUESTIONS[2]
+    question = TOOL_QUESTIONS[1]
     said = exam.ask(question, tool_choice="none")
     if said.calls:
         came = f"{_shown(said)} with tool_choice none"

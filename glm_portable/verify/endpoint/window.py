@@ -28,7 +28,7 @@ def haystack(facts: int, needle: int) -> Question:
 
 
 def _tokens(exam: Exam, facts: int) -> int:
-    return exam.ask(replace(haystack(facts, 0), max_tokens=1)).count("prompt_tokens")
+    return exam.once(replace(haystack(facts, 0), max_tokens=1)).count("prompt_tokens")
 
 
 def _facts_for(exam: Exam, tokens: int) -> int:

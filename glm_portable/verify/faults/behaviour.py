@@ -26,7 +26,7 @@ def nudged(y: Tensor, rows: int | slice) -> Tensor:
     """The first value of some rows, one unit in the last place away from 0."""
     y = y.clone()
     bits = y.view(torch.int16 if y.itemsize == 2 else torch.int32).view(len(y), -1)
-    bits[rows, 0] += 1
+    bits[rows, 0] += y.view(len(y), -1)[rows, 0].isfinite().to(bits.dtype)
     return y
 
 
@@ -43,13 +43,15 @@ MODEL_CANNOT = "the model level compares numbers, and these are right"
 BATCHED = ("linear", "experts", "attend")
 
 BEHAVIOUR = [
-    *(Fault(f"{op}-unrepeatable", op, "sums in the order of atomics (aiter#5108)", OPS,
-            MODEL_CANNOT, {op: unrepeatable}) for op in BATCHED),
-    *(Fault(f"{op}-depends-on-neighbours", op, "blocks chosen by the batch (vllm-ascend#11317)",
-            OPS, MODEL_CANNOT, {op: depends_on_neighbours}) for op in BATCHED),
-    Fault("products-fall-back", "linear", "silent fallback: the reference's products are run",
-          OPS, MODEL_CANNOT,
+    *(Fault(f"{op}-unrepeatable", op, "promised, but sums in the order of atomics (aiter#5108)",
+            OPS, MODEL_CANNOT, {op: unrepeatable}, claims={"deterministic": True})
+      for op in BATCHED),
+    *(Fault(f"{op}-depends-on-neighbours", op,
+            "promised, but blocks chosen by the batch (vllm-ascend#11317)",
+            OPS, MODEL_CANNOT, {op: depends_on_neighbours}, claims={"batch_invariant": True})
+      for op in BATCHED),
+    Fault("products-fall-back", "linear", "silent fallback to the reference", OPS, MODEL_CANNOT,
           {op: by_the_reference(op) for op in ("pack", "linear", "experts")}),
-    Fault("attend-falls-back", "attend", "silent fallback: the reference's attention is run",
-          OPS, MODEL_CANNOT, {"attend": by_the_reference("attend")}),
+    Fault("attend-falls-back", "attend", "silent fallback to the reference", OPS, MODEL_CANNOT,
+          {"attend": by_the_reference("attend")}),
 ]  # fmt: skip

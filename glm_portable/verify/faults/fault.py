@@ -31,7 +31,8 @@ class Fault:
     op: where it sits: an op, "pack", or a part of the model. stands_for: what it is like in the
     real world. levels: where it must be noticed. why: the reason, where that is not both.
     bodies: what takes the place of an op. spoil: what is done to a model that has been loaded.
-    format: of the weights at the model level; "fp8" for what only quantised weights show.
+    claims: attributes that the backend has or not. format: of the weights at the model level;
+    "fp8" for what only quantised weights show.
     """
 
     name: str
@@ -41,11 +42,12 @@ class Fault:
     why: str = ""
     bodies: Mapping[str, Body] = field(default_factory=dict)
     spoil: Callable[[Model], None] | None = None
+    claims: Mapping[str, Any] = field(default_factory=dict)
     format: str = "bf16"
 
     def on(self, ops: Ops) -> Ops:
         """The backend with this fault in its ops."""
-        return faulty(ops, self.bodies)
+        return faulty(ops, self.bodies, self.claims)
 
     def reaches(self, op: str) -> bool:
         """Whether checks of an op can notice it."""
@@ -64,13 +66,15 @@ REACH: Mapping[str, frozenset[str]] = {
 class Faulty:
     """`Ops` some of whose functions are other than those of the backend they stand for."""
 
-    def __init__(self, honest: Ops, bodies: Mapping[str, Body]) -> None:
+    def __init__(self, honest: Ops, bodies: Mapping[str, Body], claims: Mapping[str, Any]) -> None:
         self._honest: Any = honest
-        self._bodies = bodies
+        self._bodies, self._claims = bodies, claims
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # of a copy that is just being made
             raise AttributeError(name)
+        if name in self._claims:
+            return self._claims[name]
         op, body = getattr(self._honest, name), self._bodies.get(name)
         return op if body is None else partial(body, op)
 
@@ -85,6 +89,6 @@ class Faulty:
         self._honest.launch = launch
 
 
-def faulty(ops: Ops, bodies: Mapping[str, Body]) -> Ops:
-    """The backend with these in place of its own ops."""
-    return cast(Ops, Faulty(ops, bodies))
+def faulty(ops: Ops, bodies: Mapping[str, Body], claims: Mapping[str, Any] | None = None) -> Ops:
+    """The backend with these in place of its own ops and attributes."""
+    return cast(Ops, Faulty(ops, bodies, claims or {}))

@@ -1,29 +1,19 @@
-"""Faults looked for op by op: by the suite's cases."""
+"""Faults looked for op by op: by what `verify ops` checks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from glm_portable.backends import reference
 from glm_portable.ops import Ops
-from glm_portable.verify.call import Call, Tensors, perform
+from glm_portable.verify.call import Tensors
 from glm_portable.verify.cases import CASES, Case
 from glm_portable.verify.faults.fault import Fault
-from glm_portable.verify.judge import judge
-from glm_portable.verify.results import Check, Status
+from glm_portable.verify.ops import check, yardstick
+from glm_portable.verify.results import Check
 
 TYPES = (torch.bfloat16, torch.float32)
 """BF16 first: a fault that only float32 shows is one that serving would not notice."""
-
-
-@dataclass(frozen=True)
-class _Yardstick:
-    """A case's inputs, and what does not depend on the backend."""
-
-    call: Call
-    plain: Tensors
-    exact: Tensors
 
 
 @dataclass
@@ -32,32 +22,28 @@ class OpsLevel:
 
     ops: Ops
     cases: Sequence[Case] = tuple(CASES)
-    _kept: dict[tuple[str, torch.dtype, int], _Yardstick] = field(default_factory=dict)
+    _kept: dict[tuple[str, int, torch.dtype], tuple[Tensors, Tensors]] = field(default_factory=dict)
 
     def __call__(self, fault: Fault | None, seed: int = 0) -> Iterator[Check]:
-        """Of a fault, only checks that run what is faulty."""
-        backend = self.ops if fault is None else fault.on(self.ops)
-        for dtype in TYPES:
-            for case in self.cases:
-                if dtype == torch.float32 and case.rounds_within:
-                    continue
-                if fault is None or fault.reaches(case.op):
-                    yield self._check(case, dtype, seed, backend, keep=fault is not None)
+        """Of a fault, only checks that run what is faulty; each case twice only where once was not
+        enough."""
+        if fault is None:
+            for dtype in TYPES:
+                yield from _named(check(self.ops, self.cases, seed, dtype), dtype)
+            return
+        faulty, cases = fault.on(self.ops), [c for c in self.cases if fault.reaches(c.op)]
+        for again in (False, True):
+            for dtype in TYPES:
+                yield from _named(check(faulty, cases, seed, dtype, again, self._known), dtype)
 
-    def _check(self, case: Case, dtype: torch.dtype, seed: int, backend: Ops, keep: bool) -> Check:
-        key = str(case), dtype, seed
-        known = self._kept.get(key) or _yardstick(case, dtype, seed)
-        if keep:
-            self._kept[key] = known
-        actual = perform(known.call, backend, dtype)
-        found = judge(known.call, actual, known.plain, known.exact, case.exact)
-        name = f"{case.name}, {str(dtype).removeprefix('torch.')}"
-        status = Status.FAIL if found.findings else Status.PASS
-        return Check("ops", case.op, name, status, found.findings, found.measures)
+    def _known(self, case: Case, seed: int, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
+        key = str(case), seed, dtype
+        if key not in self._kept:
+            self._kept[key] = yardstick(case, seed, dtype)
+        return self._kept[key]
 
 
-def _yardstick(case: Case, dtype: torch.dtype, seed: int) -> _Yardstick:
-    call = case.call(seed)
-    return _Yardstick(
-        call, perform(call, reference, dtype), perform(call, reference, torch.float64)
-    )
+def _named(checks: Iterator[Check], dtype: torch.dtype) -> Iterator[Check]:
+    """With the type in the name."""
+    for one in checks:
+        yield replace(one, name=f"{one.name}, {str(dtype).removeprefix('torch.')}")
