@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import click
 import torch
 from rich.console import Console
 from rich.text import Text
@@ -63,7 +64,10 @@ def run_bisect(
     say(outputs.console, bisection, labels, folders, seconds)
     said = {"model": subject.name, **about_both(labels, machines)}
     found = Report(f"verify bisect {a} {b}", said, list(checks(bisection, labels, folders)))
-    write(found, json=outputs.json, junit=outputs.junit, html=outputs.html, badge=outputs.badge)
+    try:
+        write(found, json=outputs.json, junit=outputs.junit, html=outputs.html, badge=outputs.badge)
+    except OSError as error:
+        raise UsageError(f"the report cannot be written ({error}).") from None
     return FAILED if bisection.faults else PASSED
 
 
@@ -110,7 +114,10 @@ def save_all(
     for i, fault in enumerate(faults):
         if fault.evidence is not None:
             path = out / folder_name(fault, [p.name for p, _ in folders.values()])
-            folders[i] = path, save(path, fault, labels, machines, model)
+            try:
+                folders[i] = path, save(path, fault, labels, machines, model)
+            except (OSError, UsageError) as error:  # what was found is worth more than its folder
+                click.echo(f"Error: a reproducer cannot be written ({error}).", err=True)
     return folders
 
 

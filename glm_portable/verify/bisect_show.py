@@ -138,6 +138,7 @@ def then_and_now(found: Replayed) -> Table:
     columns: list[Mapping[str, Any]] = [
         said["numbers"], said["alone"]["numbers"], found.now.measures
     ]  # fmt: skip
-    for name in found.now.measures:
-        table.add_row(name.replace("_", " "), *(f"{float(c[name]):.5g}" for c in columns))
+    for name in dict.fromkeys(name for column in columns for name in column):
+        row = (f"{float(column[name]):.5g}" if name in column else "" for column in columns)
+        table.add_row(name.replace("_", " "), *row)
     return table

@@ -64,6 +64,18 @@ def test_a_wrong_one_and_its_reproducer(
     assert right.exit_code == 0 and "right on reference: layer 0" in right.output
 
 
+def test_a_reproducer_that_cannot_be_written(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found is said all the same."""
+    with_wrong(monkeypatch, SplitDecode())
+    (tmp_path / "file").write_text("")
+    options = ("--model", model, "--out", str(tmp_path / "file" / "out"))
+    done = run("bisect", "reference", "wrong", *options)
+    assert done.exit_code == 1 and "FOUND: wrong is wrong in layer 0" in done.output
+    assert "Error: a reproducer cannot be written" in done.output
+
+
 def test_what_is_right_alone_is_said_to_be(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
