@@ -15,7 +15,7 @@ from glm_portable.model import Model
 from glm_portable.ops import Ops
 from glm_portable.verify.call import OPS
 from glm_portable.verify.faults.fault import Fault, Op
-from glm_portable.verify.layers import Runner, compare
+from glm_portable.verify.layers import Compared, Runner, compare
 from glm_portable.verify.model import verdict
 from glm_portable.verify.results import Check
 from glm_portable.verify.subject import Subject
@@ -79,18 +79,35 @@ class ModelLevel:
     _kept: dict[tuple[str, int], _Yardsticks] = field(default_factory=dict)
 
     def __call__(self, fault: Fault | None, seed: int = 0) -> Iterator[Check]:
-        faulty = self.ops if fault is None else fault.on(self.ops)
         for kind in FORMATS if fault is None else (fault.format,):
-            subject = Subject("glm-pocket", pocket.FOLDER, kind, seed, partial(_spoiled, fault))
-            known = self._kept.get((kind, seed)) or _Yardsticks.of(subject)
-            if fault is not None:
-                self._kept[kind, seed] = known
+            known = self._known(kind, seed)
             known.rewind()
-            watched = Watched(faulty)
-            ours = Runner(subject.judged(cast(Ops, watched)), watched)
-            ids = subject.prompt(PREFILL + DECODE + 1)
-            for part in compare(ours, known.plain, known.exact, ids, DECODE):
+            for part in self._compared(fault, kind, seed, known):
                 yield verdict(part, f"{kind}, prefill {PREFILL}, decode {DECODE}")
+
+    def _known(self, kind: str, seed: int) -> _Yardsticks:
+        """Of the latest seed. Filled by an honest comparison to its end, as that of a fault may
+        stop anywhere, and what follows would not find the keys that were stored before."""
+        if (kind, seed) not in self._kept:
+            self._kept = {key: value for key, value in self._kept.items() if key[1] == seed}
+            known = _Yardsticks.of(_subject(None, kind, seed))
+            for _ in self._compared(None, kind, seed, known):
+                continue
+            self._kept[kind, seed] = known
+        return self._kept[kind, seed]
+
+    def _compared(
+        self, fault: Fault | None, kind: str, seed: int, known: _Yardsticks
+    ) -> Iterator[Compared]:
+        subject = _subject(fault, kind, seed)
+        watched = Watched(self.ops if fault is None else fault.on(self.ops))
+        ours = Runner(subject.judged(cast(Ops, watched)), watched)
+        ids = subject.prompt(PREFILL + DECODE + 1)
+        yield from compare(ours, known.plain, known.exact, ids, DECODE)
+
+
+def _subject(fault: Fault | None, kind: str, seed: int) -> Subject:
+    return Subject("glm-pocket", pocket.FOLDER, kind, seed, partial(_spoiled, fault))
 
 
 def _spoiled(fault: Fault | None, config: ModelConfig, ops: Ops, weights: Checkpoint) -> Model:
