@@ -129,7 +129,8 @@ class Parallel:
                       for n in range(1, MOST_RANKS + 1))  # fmt: skip
             sizes = ", ".join(str(p.size) for p in others if not p._faults(config))
             raise UsageError(
-                f"the model cannot be split among {self.size} ranks: {faults[0]}; "
+                f"the model cannot be split among {self.size} rank{'s' * (self.size > 1)}: "
+                f"{faults[0]}; "
                 f"--tensor-parallel-size can be {sizes or 'no number'} here."
             )
 
@@ -148,7 +149,7 @@ class Parallel:
         """What cannot be split equally."""
         size, groups = self.size, self.expert_groups
         if size % groups:
-            return [f"they are no multiple of {groups} groups of experts"]
+            return [f"{size} is no multiple of {groups} groups of experts"]
         kv_heads = config.num_key_value_heads
         shared = config.moe_intermediate_size * config.n_shared_experts
         dense = config.intermediate_size if config.first_k_dense_replace else 0

@@ -117,11 +117,11 @@ def start(model: str | None, size: int, expert_groups: int, options: Options) ->
 
     Ends them when the context ends.
     """
-    folder = pocket.FOLDER if model is None else hub.resolve(model, options.get("revision"))
-    Parallel(0, size, expert_groups).check(ModelConfig.load(folder))
-    if size == 1:
+    if size == expert_groups == 1:
         yield Ranks()
         return
+    folder = pocket.FOLDER if model is None else hub.resolve(model, options.get("revision"))
+    Parallel(0, size, expert_groups).check(ModelConfig.load(folder))
     context = multiprocessing.get_context("spawn")
     ranks = Ranks(Parallel(0, size, expert_groups))
     with tempfile.TemporaryDirectory(prefix="glm-portable-") as scratch:

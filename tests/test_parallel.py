@@ -157,6 +157,13 @@ def test_logits_of_a_split_model(ranks: Ranks, folder: Path, size: int, groups: 
         assert all(torch.equal(a, b) for a, b in zip(answer, found[0][0], strict=True))
 
 
+def test_a_head_that_is_the_embedding(ranks: Ranks, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, CONFIG | {"tie_word_embeddings": True, "n_shared_experts": 2})
+    exact, plain = alone(tmp_path, dtype=torch.float64), alone(tmp_path)
+    (found, _), _ = ranks.run(2, compute, 1, tmp_path)
+    assert judge(found, plain, exact) == []
+
+
 def test_what_is_exchanged(ranks: Ranks, folder: Path) -> None:
     """One sum for the embedding, one after attention and one after the MLP of every layer."""
     main = ["reduce"] * (1 + 2 * CONFIG["num_hidden_layers"])
@@ -178,7 +185,7 @@ def run_options(parallel: Parallel, groups: int, folder: Path, options: dict[str
     return compute(parallel, groups, folder, **options)[0]
 
 
-@pytest.mark.parametrize(("size", "groups"), [(2, 1), (4, 1), (4, 4)], ids=["TP2", "TP4", "EP4"])
+@pytest.mark.parametrize(("size", "groups"), [(4, 1), (2, 2)], ids=["TP4", "EP2"])
 @pytest.mark.parametrize("kind", ["fp8", "fp8_block", "int8", "to w8a8"])
 def test_quantised_checkpoints(
     ranks: Ranks, tmp_path: Path, kind: Any, size: int, groups: int
@@ -195,7 +202,7 @@ def test_quantised_checkpoints(
     assert judge(found, plain, exact) == []
 
 
-@pytest.mark.parametrize(("size", "groups"), SPLITS, ids=NAMES)
+@pytest.mark.parametrize(("size", "groups"), [(4, 1), (4, 2)], ids=["TP4", "TP2xEP2"])
 def test_sums_of_bf16(ranks: Ranks, all_chosen: Path, size: int, groups: int) -> None:
     options: dict[str, Any] = {"backend": "cpu", "dtype": torch.bfloat16}
     exact, plain = alone(all_chosen, dtype=torch.float64), alone(all_chosen, **options)
@@ -203,7 +210,7 @@ def test_sums_of_bf16(ranks: Ranks, all_chosen: Path, size: int, groups: int) ->
     assert judge(found, plain, exact) == []
 
 
-@pytest.mark.parametrize(("size", "groups"), [(2, 1), (4, 1), (4, 4)], ids=["TP2", "TP4", "EP4"])
+@pytest.mark.parametrize(("size", "groups"), [(4, 1), (2, 2)], ids=["TP4", "EP2"])
 def test_the_pocket_model(ranks: Ranks, size: int, groups: int) -> None:
     """Two key/value heads: among four ranks each is on two of them."""
     exact, plain = alone(pocket.FOLDER, dtype=torch.float64), alone(pocket.FOLDER, backend="cpu")
@@ -265,7 +272,7 @@ def test_the_documented_memory() -> None:
         (Parallel(0, 3), "vocab_size 151552 is no multiple of 3; .* can be 1, 2, 4, 8, 16, 32"),
         (Parallel(0, 64), "num_attention_heads 96 is no multiple of 64"),
         (Parallel(0, 64, 64), "num_attention_heads 96 is no multiple of 64; .* 8, 16, 32 here"),
-        (Parallel(0, 4, 3), "split among 4 ranks: they are no multiple of 3 groups of experts"),
+        (Parallel(0, 4, 3), "split among 4 ranks: 4 is no multiple of 3 groups of experts"),
     ],
 )
 def test_what_cannot_be_split_is_refused(parallel: Parallel, message: str) -> None:

@@ -94,7 +94,8 @@ def test_a_rank_that_dies_ends_the_server_with_one_sentence() -> None:
             ["--tp", "3"],
             "among 3 ranks: num_attention_heads 4 is no multiple of 3; .* 1, 2, 4 here",
         ),
-        (["--tp", "4", "--ep", "3"], "among 4 ranks: they are no multiple of 3 groups of experts"),
+        (["--tp", "4", "--ep", "3"], "among 4 ranks: 4 is no multiple of 3 groups of experts"),
+        (["--ep-size", "2"], "among 1 rank: 1 is no multiple of 2 groups of .* can be 2, 4 here"),
     ],
 )
 def test_a_size_that_does_not_divide_the_model(arguments: list[str], message: str) -> None:

@@ -13,6 +13,7 @@ from glm_portable.options import Group
 from glm_portable.verify import bisect_command, model_command, report, suite
 from glm_portable.verify.difference.command import diff
 from glm_portable.verify.endpoint.command import endpoint, endpoint_reference
+from glm_portable.verify.faults.command import faults
 from glm_portable.verify.report import Outputs
 from glm_portable.verify.results import ENVIRONMENT
 
@@ -69,6 +70,7 @@ for command in (
     endpoint,
     endpoint_reference,
     diff,
+    faults,
     report.main,
 ):
     verify.add_command(command)

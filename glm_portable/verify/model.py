@@ -5,8 +5,9 @@ golden file keeps of it, and says part by part how far apart they are; plain PyT
 backend's type is the yardstick (see metrics).
 """
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -52,6 +53,14 @@ LIVE = ("layers", "greedy", "needles")
 
 def checks(machine: Ops, subject: Subject, options: Options = DEFAULTS) -> Iterator[Check]:
     """Every verdict on a subject's model on a backend, the one on what ran last."""
+    begin = time.monotonic()
+    for check in _checks(machine, subject, options):
+        now = time.monotonic()
+        yield replace(check, seconds=now - begin)
+        begin = now
+
+
+def _checks(machine: Ops, subject: Subject, options: Options) -> Iterator[Check]:
     watched = Watched(machine)
     try:
         ours = Runner(subject.judged(cast(Ops, watched)), watched, counts=True)

@@ -63,43 +63,53 @@ def ops(
         if listing:
             return _list(chosen(only, full))
         machine = connect(backend, virtual)
-        title, checks = _run(machine, virtual, only, dtype, seed, full, support, perf)
+        small = only is None and not full and is_slow(virtual)
+        cases = chosen(only, full, seed, small)
+        title, checks = _run(machine, cases, virtual, dtype, seed, support, perf)
     except UsageError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(ENVIRONMENT)
     done = list(report.printed(checks, outputs.console, verbose=outputs.verbose))
-    about = report.about(machine)
-    if virtual is not None:
-        about = {"simulated": virtual, **about}
-    sys.exit(report.finish(Report(title, {**about, "seed": str(seed)}, done), outputs))
+    about = {**({"simulated": virtual} if virtual else {}), **report.about(machine)}
+    about |= {"seed": str(seed), "suite": _digest(cases, seed)}
+    sys.exit(report.finish(Report(title, about, done), outputs))
+
+
+def _digest(cases: list["Case"], seed: int) -> str:
+    from glm_portable.verify.cases import digest
+
+    return digest(cases, seed)[:16]
 
 
 def _run(
     machine: "Ops",
+    cases: list["Case"],
     virtual: str | None,
-    only: str | None,
     dtype: str,
     seed: int,
-    full: bool,
     support: bool,
     perf: bool,
 ) -> tuple[str, Iterator[Check]]:
+    """The report's title, and its checks as they are made."""
     import torch
 
     from glm_portable.verify.ops import check
     from glm_portable.verify.perf import timed
     from glm_portable.verify.support import supported
-    from glm_portable.virtual import GPUS
 
     kind = getattr(torch, DTYPES[dtype])
     if support:
         return "What the backend supports", supported(machine, kind)
-    small = virtual in GPUS and not full and only is None
-    cases = chosen(only, full, seed, small)
     if perf:
         return "Times of the ops", timed(machine, cases, seed, kind)
-    again = virtual is None
-    return f"Ops in {DTYPES[dtype]}", check(machine, cases, seed, kind, again=again)
+    return f"Ops in {DTYPES[dtype]}", check(machine, cases, seed, kind, again=virtual is None)
+
+
+def is_slow(virtual: str | None) -> bool:
+    """Whether a chip is simulated instruction by instruction."""
+    from glm_portable.virtual import GPUS
+
+    return virtual in GPUS
 
 
 def connect(backend: str, virtual: str | None) -> "Ops":

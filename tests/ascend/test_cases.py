@@ -19,7 +19,12 @@ from glm_portable.verify.metrics import faults
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 FLOATING = ("fp8", "e4m3fn pages", "e4m3fnuz pages")
 CODED = [c for c in CASES if any(kind in c.name for kind in FLOATING)]
-SMALL = [c for c in CASES if "pages of 8" in c.name]  # smaller than the operators take
+SMALL = [
+    c
+    for c in CASES
+    if c.op == "attend" and ("pages of 8" in c.name or c.name == "decode of 130 sequences")
+]
+"""On pages of 8 tokens, fewer than attention takes."""
 RUN = [c for c in CASES if c not in CODED and c not in SMALL]
 
 FUSED = {
@@ -31,17 +36,21 @@ FUSED = {
     "attend": ["npu_fused_infer_attention_score"],
     "route": ["npu_moe_gating_top_k"],
 }
+NARROW = ("rope_store", "2051 tokens")
+"""Its heads have 8 numbers to rotate, and the operator wants 32."""
 
 
 def ran(ops: AscendOps) -> dict[str, int]:
     return dict(ops.npu._machine.ran)
 
 
+@pytest.mark.parametrize("ops", ["Ascend910_9391", "Ascend950PR_9599"], indirect=True)
 @pytest.mark.parametrize("case", RUN, ids=str)
 def test_errs_no_more_than_twice_as_much_as_plain_pytorch(case: Case, ops: AscendOps) -> None:
     assert case.findings(ops, BF16) == ()
     if not (case.op == "route" and "unnormalised" in case.name):
-        assert set(FUSED[case.op]) <= set(ran(ops))
+        fused = set(FUSED[case.op]) - ({"npu_mrope"} if (case.op, case.name) == NARROW else set())
+        assert fused <= set(ran(ops))
     if case.op == "linear" and case.name == "int8, dynamic activations":
         assert {"npu_dynamic_quant", "npu_quant_matmul", "npu_format_cast"} <= set(ran(ops))
 

@@ -106,7 +106,17 @@ def turned(*shape: int) -> Tensor:
     return z(*shape[:-2], shape[-1], shape[-2]).mT
 
 
-VALID = [gating, init, grouped, grouped8, quant, gate, scatter, attend, mrope]
+VALID: list[Callable[..., Any]] = [
+    gating,
+    init,
+    grouped,
+    grouped8,
+    quant,
+    gate,
+    scatter,
+    attend,
+    mrope,
+]
 
 VIOLATIONS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("norm x", lambda n: n.npu_rms_norm(z(2, 8, dtype=I8), z(8), 1e-5), "x's dtype is torch.int8"),

@@ -20,11 +20,14 @@ def nobody_set_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD")
 
 
-@pytest.mark.parametrize("chip", ["Ascend910_9391", "Ascend950PR_9599"])
-def test_requests_are_answered(chip: str) -> None:
+@pytest.mark.parametrize(
+    ("chip", "ranks"),
+    [("Ascend910_9391", ("--tp", "2", "--enable-expert-parallel")), ("Ascend950PR_9599", ())],
+)
+def test_requests_are_answered(chip: str, ranks: tuple[str, ...]) -> None:
     text = {"prompt": PROMPT, "max_tokens": 4, "temperature": 0}
     chat = {"messages": QUESTION, "max_tokens": 12, "temperature": 0}
-    with serving("--backend", "ascend", "--virtual", chip) as (url, printed):
+    with serving("--backend", "ascend", "--virtual", chip, *ranks) as (url, printed):
         completion = httpx.post(f"{url}/completions", json=text, timeout=300).json()
         body = chat | {"chat_template_kwargs": AT_ONCE}
         answer = httpx.post(f"{url}/chat/completions", json=body, timeout=300).json()

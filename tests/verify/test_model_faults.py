@@ -76,6 +76,13 @@ def test_no_false_alarm(name: str, seed: int, tmp_path: Path) -> None:
     assert failing(found) == []
 
 
+def test_no_alarm_where_luck_re_routes_tokens(tmp_path: Path) -> None:
+    """Two tokens of 19 go to other experts here and none in plain PyTorch, or the other way."""
+    subject = Subject("glm-4.5-like", small_checkpoint("glm-4.5-like", tmp_path, 1), seed=1)
+    found = list(checks(ops.load("cpu"), subject, Options(parts=("layers",))))
+    assert failing(found) == []
+
+
 def test_a_wrong_scale_is_named_with_its_layer(subject: Subject, golden: Golden) -> None:
     """`pack` is called for qkv, out and two of an MLP or four of a mixture: 5 is layer 1's out."""
 

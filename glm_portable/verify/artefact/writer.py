@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from glm_portable.verify import metrics
 from glm_portable.verify.artefact.entry import Entry, entry
 from glm_portable.verify.artefact.models import MODELS
 from glm_portable.verify.call import perform
-from glm_portable.verify.cases import Case
+from glm_portable.verify.cases import Case, digest
 from glm_portable.verify.judge import ULPS
 
 SCHEMA, VERSION = "glm-portable/suite", 1
@@ -69,16 +69,10 @@ def _fill(out: Path, cases: Sequence[Case], seed: int, whole: bool) -> dict[str,
             listed[one.folder] = _store(out / one.folder, one)
     index = {
         "schema": SCHEMA, "version": VERSION, "seed": seed, "rule": RULE, "made_by": _versions(),
-        "suite": suite_hash(listed), "cases": listed,
+        "suite": digest(cases, seed), "cases": listed,
     }  # fmt: skip
     (out / INDEX).write_text(_json(index), encoding="utf-8")
     return index
-
-
-def suite_hash(cases: Mapping[str, Any]) -> str:
-    """Of what is asked and not of what is expected: the same on every machine."""
-    asked = {name: [case["question"], case["inputs.safetensors"]] for name, case in cases.items()}
-    return hashlib.sha256(_json(asked).encode()).hexdigest()
 
 
 def _entries(cases: Sequence[Case], seed: int, whole: bool) -> Iterator[Entry]:
@@ -97,8 +91,7 @@ def _store(folder: Path, one: Entry) -> dict[str, str]:
     files |= {"case.json": _json(one.about).encode()}
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    return hashes | {"question": hashlib.sha256(_json(one.question).encode()).hexdigest()}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
 @contextmanager

@@ -7,11 +7,17 @@ can be made from any seed, and every seed is a fair one: no inputs on which an h
 implementation may differ from the exact result by more than rounding explains.
 """
 
+import hashlib
+import json
+from collections.abc import Iterable
+
+import torch
+
 from glm_portable.verify.cases import attention, experts, linear, norm, rare, rope, route
 from glm_portable.verify.cases.attention import STEPS
 from glm_portable.verify.cases.case import Case, cost
 
-__all__ = ["CASES", "EVERYTHING", "STEPS", "Case", "cost", "named", "small_enough"]
+__all__ = ["CASES", "EVERYTHING", "STEPS", "Case", "cost", "digest", "named", "small_enough"]
 
 EVERYTHING = [
     case
@@ -29,6 +35,19 @@ SIMULATED = 205_000
 def small_enough(case: Case, seed: int = 0) -> bool:
     """For a machine that executes one instruction after the other."""
     return cost(case.call(seed)) <= SIMULATED
+
+
+def digest(cases: Iterable[Case], seed: int = 0) -> str:
+    """Of all that the cases ask: names, attributes and inputs. The same on every machine."""
+    found = hashlib.sha256()
+    for case in cases:
+        call = case.call(seed)
+        parts = [str(case), json.dumps(dict(call.attributes), sort_keys=True)]
+        for name, tensor in sorted(call.tensors.items()):
+            parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
+            found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        found.update("\n".join(parts).encode())
+    return found.hexdigest()
 
 
 def named(op: str, name: str) -> Case:

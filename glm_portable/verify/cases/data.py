@@ -18,6 +18,8 @@ BITS = np.dtype("<u8")
 DEVIATION = 65536 / sqrt(3)
 """Of a sum of four numbers from 0 to 65535."""
 MIDDLE = 2 * 65535
+PIECE = 1 << 20
+"""Numbers made at once: weights of real models take gigabytes."""
 
 
 class Source:
@@ -32,9 +34,13 @@ class Source:
     def normal(self, *shape: int, outliers: bool = False) -> Tensor:
         """Nearly normal (a sum of four uniform numbers); with `outliers`, one column in 32 is 30
         times as large."""
-        parts = self.raw(*shape).reshape(-1).view("<u2").astype(np.int32).reshape(-1, 4)
-        sums = parts[:, 0] + parts[:, 1] + parts[:, 2] + parts[:, 3]
-        x = torch.from_numpy((sums - MIDDLE) / DEVIATION).float().view(shape)
+        x = torch.empty(prod(shape))
+        for begin in range(0, len(x), PIECE):
+            part = x[begin : begin + PIECE]
+            bits = self.raw(len(part)).view("<u2").astype(np.int32).reshape(-1, 4)
+            sums = bits[:, 0] + bits[:, 1] + bits[:, 2] + bits[:, 3]
+            part.copy_(torch.from_numpy((sums - MIDDLE) / DEVIATION))
+        x = x.view(shape)
         if outliers:
             x[..., 5::32] *= 30
         return x.bfloat16().float()

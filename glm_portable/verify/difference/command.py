@@ -11,7 +11,11 @@ from glm_portable.verify.report import Outputs, options
 @click.command()
 @click.argument("url1")
 @click.argument("url2")
-@option("--model", help="What requests call the model. [default: the first that each lists]")
+@option(
+    "--model",
+    envvar="GLM_PORTABLE_SERVED_MODEL",
+    help="What requests call the model. [default: the first that each lists]",
+)
 @option("--api-key", help="Sent to both as Bearer token.")
 @option(
     "--alpha",

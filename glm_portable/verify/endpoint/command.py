@@ -12,7 +12,11 @@ from glm_portable.verify.report import Outputs, options
 
 @click.command()
 @click.argument("url")
-@option("--model", help="What requests call the model. [default: the first that it lists]")
+@option(
+    "--model",
+    envvar="GLM_PORTABLE_SERVED_MODEL",
+    help="What requests call the model. [default: the first that it lists]",
+)
 @option("--api-key", help="Sent as Bearer token.")
 @option(
     "--reference",
@@ -21,7 +25,7 @@ from glm_portable.verify.report import Outputs, options
     "glm-4.5, glm-4.6 or glm-4.7. [default: by the served name]",
 )
 @option("--only", help="Groups of checks, separated by commas.")
-@option("--quick", is_flag=True, help="A third of the questions, 8 tasks, 8 at once, 1200 tokens.")
+@option("--quick", is_flag=True, help="A third of the questions, in place of the numbers below.")
 @option("--samples", type=int, default=48, help="Tasks asked alone and under load.")
 @option("--concurrency", type=int, default=32, help="Requests at once under load.")
 @option("--repeats", type=int, default=4, help="How often one request is repeated.")

@@ -55,6 +55,7 @@ def beside_others(exam: Exam, notes: Notes) -> None:
         "differing": len(parted),
         "unexplained": len(wide),
     }
+    notes.remarks.append(f"{len(parted)} of {len(crowd)} answers differ from those given alone")
     if len(wide) > UNEXPLAINED * len(crowd):
         question, margin = max(wide, key=lambda pair: pair[1])
         notes.fail(
@@ -66,8 +67,7 @@ def beside_others(exam: Exam, notes: Notes) -> None:
         )
     if parted and not extra:
         notes.remarks.append(
-            f"{len(parted)} of {len(crowd)} answers differ from those given alone; the server "
-            "sends no log probabilities, by which it would show whether rounding explains that"
+            "without log probabilities from the server it is not known whether rounding explains it"
         )
 
 

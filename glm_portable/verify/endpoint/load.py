@@ -54,6 +54,10 @@ def accuracy(exam: Exam, notes: Notes) -> None:
         f"right_at_{exam.settings.concurrency}": sum(loaded),
         "p": chance,
     }
+    at_once = exam.settings.concurrency
+    notes.remarks.append(
+        f"of {count} right: {sum(alone)} alone, {sum(loaded)} with {at_once} at once"
+    )
     if chance < ALPHA:
         notes.fail(
             f"{count} tasks one by one, and {exam.settings.concurrency} at once",

@@ -26,24 +26,25 @@ def conversations(exam: Exam, notes: Notes) -> None:
     if exam.reference is None:
         raise Skipped(NO_REFERENCE)
     known = [q for q in COUNTED if q.name in exam.reference.prompt_tokens]
-    refused = []
+    refused, wrong = [], []
     for question in known:
         expected = exam.reference.prompt_tokens[question.name]
         try:
             came = exam.ask(replace(question, max_tokens=1)).count("prompt_tokens")
         except Refused as refusal:
-            refused.append(question)
-            sent = f"the conversation {question.name!r}"
-            notes.fail(sent, f"refused with {refusal}", "clients send such histories")
-            continue
-        if came != expected:
-            sent = f"the conversation {question.name!r}"
-            notes.fail(sent, f"{came} prompt tokens, not {expected}", _WHY)
+            refused.append(f"{question.name!r} with {refusal}")
+        else:
+            wrong += [f"{question.name!r} {came}, not {expected}"] if came != expected else []
+    sent = f"{len(known)} known conversations"
+    if refused:
+        notes.fail(sent, f"refused {'; '.join(refused)}", "clients send such histories")
+    if wrong:
+        notes.fail(sent, f"wrong prompt_tokens: {'; '.join(wrong)}", _WHY)
     if len(refused) == len(known):
         raise Broken("every known conversation was refused")
     notes.measures["conversations"] = len(known)
-    source = exam.reference.about.get("prompt counts", exam.reference.name)
-    notes.remarks.append(f"expected from the {source}")
+    own = f"template and tokenizer of {exam.reference.name}"
+    notes.remarks.append(f"expected by the {exam.reference.about.get('prompt counts', own)}")
 
 
 def thinking_switch(exam: Exam, notes: Notes) -> None:

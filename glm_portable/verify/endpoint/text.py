@@ -66,6 +66,7 @@ def length(exam: Exam, notes: Notes) -> None:
     ratio = sum(ours for ours, _ in kept) / sum(theirs for _, theirs in kept)
     notes.measures |= {"ratio": ratio, "answers": len(pairs), "same_as_reference": same}
     notes.series["tokens"] = [float(ours) for ours, _ in pairs]
+    notes.remarks.append(f"{same} of {len(pairs)} answers are the reference's, word for word")
     if not DRIFT[0] <= ratio <= DRIFT[1]:
         notes.fail(
             f"{len(pairs)} questions at temperature 0",

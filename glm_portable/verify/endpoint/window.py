@@ -55,6 +55,7 @@ def near(exam: Exam, notes: Notes) -> None:
     count = first.count("prompt_tokens")
     notes.measures |= {"prompt_tokens": count, "window": float(exam.window or 0)}
     sent = f"a prompt of {count} tokens"
+    notes.remarks.append(f"{count} tokens")
     if first.everything != second.everything:
         notes.fail(
             f"{sent} twice at temperature 0",

@@ -29,7 +29,8 @@ class Fault:
     """One thing that went wrong in the field, or could.
 
     op: where it sits: an op, "pack", or a part of the model. stands_for: what it is like in the
-    real world. levels: where it must be noticed. why: the reason, where that is not both.
+    real world. levels: where it must be noticed. why: the reason, where that is not both
+    (where it is neither, the fault is known to escape).
     bodies: what takes the place of an op. spoil: what is done to a model that has been loaded.
     claims: attributes that the backend has or not. format: of the weights at the model level;
     "fp8" for what only quantised weights show.

@@ -106,7 +106,7 @@ UNQUANTISED = "only activations that become codes show it, and the pocket model'
 
 LINEAR = [
     Fault("linear-tail-dropped", "linear", "K that is no multiple of the step (vllm PR#48173)",
-          OPS, UNPADDED, {"linear": tail_dropped}),
+          bodies={"linear": tail_dropped}),
     Fault("experts-tail-dropped", "experts", "K that is no multiple of the step (GPTQModel#1730)",
           OPS, UNPADDED, {"experts": tail_dropped_in_experts}),
     Fault("linear-accumulated-in-bf16", "linear", "an accumulator in the output's type",

@@ -146,7 +146,7 @@ MIXTURE = [
     Fault("last-choice-dropped", "experts", "seven of eight experts",
           bodies={"experts": last_choice_dropped}),
     Fault("over-capacity-dropped", "experts", "a bucket of tokens too small (aiter#2059)",
-          OPS, "the pocket model's prompt is too short", {"experts": over_capacity_dropped}),
+          bodies={"experts": over_capacity_dropped}),
     Fault("expert-weights-shifted", "experts", "weights and experts sorted differently",
           bodies={"experts": weights_shifted}),
     Fault("expert-weights-in-bf16", "experts", "routing weights cast to the activations' type "
@@ -174,7 +174,7 @@ MIXTURE = [
     Fault("silu-hard", "silu_mul", "sigmoid approximated by a line",
           bodies={"silu_mul": hard_silu}),
     Fault("silu-truncated", "silu_mul", "conversion to BF16 that cuts",
-          bodies={"silu_mul": truncated}),
+          OPS, "a layer's own rounding is larger", {"silu_mul": truncated}),
     Fault("silu-without-up", "silu_mul", "only half of the input read",
           bodies={"silu_mul": gate_alone}),
 ]  # fmt: skip

@@ -3,16 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any, cast
+
+import torch
 
 from glm_portable import pocket
+from glm_portable.backends import reference
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.model import Model
 from glm_portable.ops import Ops
-from glm_portable.verify.faults.fault import Fault
+from glm_portable.verify.call import OPS
+from glm_portable.verify.faults.fault import Fault, Op
 from glm_portable.verify.layers import Runner, compare
-from glm_portable.verify.model import references, verdict
+from glm_portable.verify.model import verdict
 from glm_portable.verify.results import Check
 from glm_portable.verify.subject import Subject
 from glm_portable.verify.watch import Watched
@@ -21,24 +25,71 @@ PREFILL, DECODE = 100, 3
 FORMATS = ("bf16", "fp8")
 
 
+class Remembering:
+    """The reference, which computes what it is asked once; rewound, it hands out the same results
+    in the same order, for it is asked the same."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+        self._next = 0
+
+    def rewind(self) -> None:
+        self._next = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(reference, name)
+        return partial(self._result, found) if name in OPS else found
+
+    def _result(self, op: Op, *arguments: Any) -> Any:
+        if self._next == len(self._kept):
+            self._kept.append(op(*arguments))
+        self._next += 1
+        return self._kept[self._next - 1]
+
+
+@dataclass(frozen=True)
+class _Yardsticks:
+    """The subject on the reference, in BF16 and in float64."""
+
+    memories: tuple[Remembering, Remembering]
+    plain: Runner
+    exact: Runner
+
+    @classmethod
+    def of(cls, subject: Subject) -> "_Yardsticks":
+        memories, runners = (Remembering(), Remembering()), []
+        for memory, dtype in zip(memories, (torch.bfloat16, torch.float64), strict=True):
+            watched = Watched(cast(Ops, memory))
+            runners.append(Runner(subject.model(dtype, cast(Ops, watched)), watched))
+        return cls(memories, runners[0], runners[1])
+
+    def rewind(self) -> None:
+        for memory in self.memories:
+            memory.rewind()
+
+
 @dataclass
 class ModelLevel:
-    """The pocket model on a backend, in the format that shows a fault. The reference's models are
-    loaded once for all faults."""
+    """The pocket model on a backend, in the format that shows a fault; without one, in both.
+
+    The reference's part of it is computed once for all faults.
+    """
 
     ops: Ops
-    _references: dict[str, tuple[Runner, Runner]] = field(default_factory=dict)
+    _kept: dict[tuple[str, int], _Yardsticks] = field(default_factory=dict)
 
     def __call__(self, fault: Fault | None, seed: int = 0) -> Iterator[Check]:
         faulty = self.ops if fault is None else fault.on(self.ops)
         for kind in FORMATS if fault is None else (fault.format,):
             subject = Subject("glm-pocket", pocket.FOLDER, kind, seed, partial(_spoiled, fault))
-            if kind not in self._references:
-                self._references[kind] = references(subject)
+            known = self._kept.get((kind, seed)) or _Yardsticks.of(subject)
+            if fault is not None:
+                self._kept[kind, seed] = known
+            known.rewind()
             watched = Watched(faulty)
             ours = Runner(subject.judged(cast(Ops, watched)), watched)
             ids = subject.prompt(PREFILL + DECODE + 1)
-            for part in compare(ours, *self._references[kind], ids, DECODE):
+            for part in compare(ours, known.plain, known.exact, ids, DECODE):
                 yield verdict(part, f"{kind}, prefill {PREFILL}, decode {DECODE}")
 
 

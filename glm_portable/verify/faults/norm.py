@@ -144,7 +144,7 @@ def _fault(name: str, body: Callable[..., Any], stands_for: str, why: str = "") 
 
 NORM = [
     _fault("norm-accumulated-in-bf16", partial(renormed, accumulated_in_bf16),
-           "mean of squares in the model's type"),
+           "mean of squares in the model's type", "a layer's own rounding is larger"),
     _fault("norm-padded-width", partial(renormed, padded), "mean over the padded block", WIDE),
     _fault("norm-centred", partial(renormed, centred), "LayerNorm for RMSNorm"),
     _fault("norm-epsilon-outside", partial(renormed, epsilon_outside), "eps outside the root",

@@ -218,7 +218,7 @@ PAGES = [
            "pages taken for contiguous"),
     _fault("attend-tail-ignored", "attend", attending(tail_ignored), "keys of a part page"),
     _fault("attend-one-key-too-many", "attend", attending(one_key_too_many),
-           "length + 1", OPS, "unwritten slots of the pocket model's pages are 0"),
+           "length + 1"),
     _fault("attend-whole-pages", "attend", attending(whole_pages),
-           "no mask on the last page", OPS, "unwritten slots of the pocket model's pages are 0"),
+           "no mask on the last page"),
 ]  # fmt: skip

@@ -214,7 +214,7 @@ ROUTER = [
     _fault("router-bias-in-bf16", bias_in_bf16, "bias near 7 has 8 values left "
            "(sglang PR#37133)"),
     _fault("router-product-in-bf16", product_in_bf16, "gate not in float32 "
-           "(vllm-ascend PR#9617)"),
+           "(vllm-ascend PR#9617)", "no choice of the pocket model is so near"),
     _fault("router-choice-in-bf16", choice_in_bf16, "top-k operator that takes BF16 only"),
     _fault("router-bias-ignored", bias_ignored, "bias lost by a conversion (msmodelslim 26.1.0)"),
     _fault("router-bias-shifted", bias_shifted, "bias pointer off by one"),

@@ -163,7 +163,7 @@ WEIGHTS = [
     _fault("fnuz-read-as-ocp", as_fnuz, "OCP bits read as FNUZ on gfx942 (vllm PR#12134)"),
     _fault("fnuz-scale-twice", scaled(lambda s: s * 2), "scale doubled at load and in the kernel "
            "(vllm PR#7210)"),
-    _fault("negative-zero-is-nan", codes(negative_zero_is_nan), "0x80 is NaN in FNUZ", RANGE),
+    _fault("negative-zero-is-nan", codes(negative_zero_is_nan), "0x80 is NaN in FNUZ"),
     _fault("fp8-subnormals-flushed", codes(subnormals_flushed), "conversion without subnormals",
            RANGE),
     _fault("fp8-clipped-to-240", codes(largest_lost), "448 clipped to FNUZ's 240"),

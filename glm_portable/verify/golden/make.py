@@ -95,6 +95,7 @@ class Maker:
         for run in (self.exact, self.plain):
             run.x = F.embedding(self._compact(0).repeat(run.copies), run.weights.embedding())
         self._keep_stream(0)
+        self.kept.tensors["rerouted"] = torch.zeros(self.count, dtype=torch.uint8)
 
     @torch.inference_mode()
     def layer(self, i: int) -> None:
@@ -129,7 +130,10 @@ class Maker:
         v, weights = self.config.vocab_size, self.plain.weights
         loose = of_blocks(free, weights.head(), v, top.ids_TN)
         self.kept.tensors["kl.free"] = kl(loose, top.logprobs_TN, top.tail_T).float()
-        self.kept.noise["free"] = (loose.logprobs_TN - top.logprobs_TN).abs().max().item()
+        same = self.kept.tensors["rerouted"] == 0
+        same |= ~same.any()  # with all re-routed, all are judged
+        off_TN = (loose.logprobs_TN - top.logprobs_TN).abs()
+        self.kept.noise["free"] = off_TN[same].max().item()
         self.kept.tensors |= {
             "top.ids": top.ids_TN.int(),
             "top.logprobs": top.logprobs_TN.float(),
@@ -217,6 +221,10 @@ class Maker:
         self.kept.tensors[f"experts.{i}"] = exact_routing.experts_TK.short()
         self.kept.tensors[f"margin.{i}"] = margin(exact_routing.x_TD, gate).float()
         self.kept.noise[f"layer {i}"] = noise(forced, exact_routing, gate)
+        if i < self.config.num_hidden_layers:
+            free = plain_routing.experts_TK[self.count :]
+            other = (free.sort(-1).values != exact_routing.experts_TK.sort(-1).values).any(-1)
+            self.kept.tensors["rerouted"] |= other.to(torch.uint8)
 
     def _keep_hidden(self, prefix: str, exact: Tensor, plain: Tensor) -> None:
         kept = self.kept.tensors[f"{prefix}hidden"] = project(exact, HIDDEN).float()

@@ -112,7 +112,7 @@ def bytes_per_token(config: ModelConfig) -> int:
     routers = layers + mtp - config.first_k_dense_replace
     routed = routers * (2 * config.num_experts_per_tok + 4)
     top = 8 * min(TOP, config.vocab_size) + 4
-    return streams + caches + routed + top + (1 + mtp) * 8 * WIDTH + 8 + mtp * 12
+    return streams + caches + routed + top + (1 + mtp) * 8 * WIDTH + 9 + mtp * 12
 
 
 def resident_bytes() -> int:

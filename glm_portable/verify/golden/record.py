@@ -11,6 +11,7 @@ for the stream of layer i, 1000 and 1001 for keys and values, 2000 for logits.
     top.ids, top.logprobs (T, 64)  the likeliest next tokens; tail (T) is the mass of all others
     logits, mtp.logits (T, W)      projected logits
     mtp.top, mtp.margin (T)        the token that the MTP layer drafts, how far ahead of the second
+    rerouted (T)                   whether plain PyTorch chose other experts in a main layer
     kl.plain, kl.free (T)          of plain PyTorch in BF16 (see `Golden`), over top and tail
 """
 
@@ -38,8 +39,8 @@ class Golden:
 
     plain: how far plain PyTorch in BF16 is from the exact result, by part ("layer 3", "keys 3",
     "hidden", "logits", ...), with the exact model's experts. noise: what it is off at most in the
-    scores that experts are chosen by ("layer 3"), and in the logprobs ("logits", "mtp"). KL "free"
-    is that of plain PyTorch with experts of its own choice.
+    scores that experts are chosen by ("layer 3"), and in the logprobs ("logits", "mtp"). "free" is
+    plain PyTorch with experts of its own choice; its noise is that of tokens not re-routed.
     """
 
     about: Mapping[str, Any]

@@ -17,6 +17,9 @@ SUBJECTS = {
     "silu_mul": "It gates every MLP and expert.",
     "head": "The head gives the probabilities that tokens are drawn by.",
     "MTP head": "It drafts tokens: a fault costs speed by rejected drafts, not correctness.",
+    "numbers": "The distribution that tokens are drawn from is another: answers differ from those "
+    "of the model that was evaluated.",
+    "tasks": "Users of one of the two deployments get fewer right answers.",
     "whole model": "This is what a user gets: the layers' errors together.",
 }
 FINDINGS = (

@@ -13,10 +13,10 @@ from glm_portable.glm import GLM
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
 from glm_portable.verify.endpoint.client import Client
-from glm_portable.verify.endpoint.exam import Exam, Settings
+from glm_portable.verify.endpoint.exam import Exam, Settings, judge
 from glm_portable.verify.endpoint.making import make_pocket
 from glm_portable.verify.endpoint.reference import Reference
-from glm_portable.verify.endpoint.run import examine, find_model
+from glm_portable.verify.endpoint.run import ITEMS, find_model
 from glm_portable.verify.results import Check
 from tests.serve.fake_engine import serving
 
@@ -81,11 +81,13 @@ def sound() -> Iterator[str]:
 
 @pytest.fixture
 def look(reference: Reference) -> Look:
-    """Examine the server at a URL: the groups that are named."""
+    """Examine the server at a URL: the groups, or the single checks, that are named."""
 
     def examined(url: str, *only: str) -> Examined:
         with Client(url, timeout=60) as client:
             exam = Exam(client, *find_model(client, None), reference, QUICK)
-            return Examined({f"{c.subject}: {c.name}": c for c in examine(exam, only)})
+            items = [item for item in ITEMS if item.group in only or item.name in only]
+            checks = (judge(item, exam) for item in items)
+            return Examined({f"{check.subject}: {check.name}": check for check in checks})
 
     return examined
