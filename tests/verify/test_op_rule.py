@@ -32,14 +32,19 @@ def test_codes_within_make_the_yardstick_longer() -> None:
     )
     assert gate_up.scale is not None and down.scale is not None
     tensors = {
-        "x": normal(2, 64), "gate_up": gate_up.data, "gate_up_scale": gate_up.scale,
-        "down": down.data, "down_scale": down.scale, "weights": torch.rand(2, 2),
+        "gate_up": gate_up.data, "gate_up_scale": gate_up.scale,
+        "down": down.data, "down_scale": down.scale,
+        "weights": torch.tensor([[0.6, 0.4], [0.3, 0.7]]),
         "experts": torch.tensor([[0, 3], [1, 2]], dtype=torch.int32),
     }  # fmt: skip
-    call = Call("experts", tensors, {"block": None, "dynamic_activations": True})
-    sticks = Yardsticks.of(call, BF16)
-    plain, used = perform(call, reference, BF16)["y"], sticks.plain["y"]
-    exact = sticks.exact["y"]
-    assert used.dtype == BF16
-    assert distance(used, exact).error > distance(plain, exact).error
-    assert judge_call(call, {"y": plain * 1.1}, sticks, (1, 2)).findings
+    attributes = {"block": None, "dynamic_activations": True}
+    longer = 0
+    for seed in range(6):
+        call = Call("experts", {**tensors, "x": normal(2, 64, seed=seed)}, attributes)
+        sticks = Yardsticks.of(call, BF16)
+        plain, exact = perform(call, reference, BF16)["y"], sticks.exact["y"]
+        errors = distance(sticks.plain["y"], exact).error, distance(plain, exact).error
+        assert errors[0] >= errors[1]
+        longer += errors[0] > errors[1]
+        assert judge_call(call, {"y": plain * 1.5}, sticks, (1, 2)).findings
+    assert longer
