@@ -10,12 +10,15 @@ import click
 from click.core import ParameterSource
 
 from glm_portable.options import Group
-from glm_portable.verify import bisect_command, model_command, report, suite
+from glm_portable.verify import report
+from glm_portable.verify.bisect import command as bisect_command
 from glm_portable.verify.difference.command import diff
 from glm_portable.verify.endpoint.command import endpoint, endpoint_reference
 from glm_portable.verify.faults.command import faults
+from glm_portable.verify.model import command as model_command
 from glm_portable.verify.report import Outputs
 from glm_portable.verify.results import ENVIRONMENT
+from glm_portable.verify.suite import command as suite
 
 
 class Unusable(click.UsageError):

@@ -3,11 +3,13 @@
 from itertools import chain
 
 from glm_portable.ops import Ops
-from glm_portable.verify import model, ops, report
+from glm_portable.verify import report
 from glm_portable.verify.cases import CASES, small_enough
+from glm_portable.verify.model import checks as model
 from glm_portable.verify.report import Outputs
 from glm_portable.verify.results import Report
 from glm_portable.verify.subject import opened
+from glm_portable.verify.suite import ops
 from glm_portable.virtual import GPUS
 
 

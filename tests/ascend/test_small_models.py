@@ -15,7 +15,7 @@ from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
 from glm_portable.model import Model
 from glm_portable.ops import Ops, Step
-from glm_portable.verify.layers import Runner, compare
+from glm_portable.verify.model.layers import Runner, compare
 from glm_portable.verify.watch import Watched
 from glm_portable.virtual import connect
 from tests.random_checkpoint import Quantize, small_config, write_checkpoint

@@ -5,8 +5,8 @@ import torch
 
 from glm_portable.errors import UsageError
 from glm_portable.verify.cases import named
-from glm_portable.verify.ops import check
 from glm_portable.verify.results import Status
+from glm_portable.verify.suite.ops import check
 from glm_portable.virtual import INTERPRETED, banner, connect
 
 

@@ -4,8 +4,8 @@ glm-portable verify model --virtual CHIP --format FORMAT."""
 import pytest
 
 from glm_portable import pocket
-from glm_portable.verify.layers import compare
-from glm_portable.verify.model import runners
+from glm_portable.verify.model.checks import runners
+from glm_portable.verify.model.layers import compare
 from glm_portable.verify.subject import Subject
 from glm_portable.virtual import connect
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from glm_portable.ops import Ops
 from glm_portable.verify.call import Call, perform
 from glm_portable.verify.cases.data import Source
-from glm_portable.verify.judge import verdict
+from glm_portable.verify.suite.judge import verdict
 
 
 @dataclass(frozen=True)

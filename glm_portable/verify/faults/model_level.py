@@ -15,8 +15,8 @@ from glm_portable.model import Model
 from glm_portable.ops import Ops
 from glm_portable.verify.call import OPS
 from glm_portable.verify.faults.fault import Fault, Op
-from glm_portable.verify.layers import Compared, Runner, compare
-from glm_portable.verify.model import verdict
+from glm_portable.verify.model.checks import verdict
+from glm_portable.verify.model.layers import Compared, Runner, compare
 from glm_portable.verify.results import Check
 from glm_portable.verify.subject import Subject
 from glm_portable.verify.watch import Watched

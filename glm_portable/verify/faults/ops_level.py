@@ -9,8 +9,8 @@ from glm_portable.ops import Ops
 from glm_portable.verify.call import Tensors
 from glm_portable.verify.cases import CASES, Case
 from glm_portable.verify.faults.fault import Fault
-from glm_portable.verify.ops import check, yardstick
 from glm_portable.verify.results import Check
+from glm_portable.verify.suite.ops import check, yardstick
 
 TYPES = (torch.bfloat16, torch.float32)
 """BF16 first: a fault that only float32 shows is one that serving would not notice."""

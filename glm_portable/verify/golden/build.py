@@ -18,8 +18,8 @@ from glm_portable.shards import open_folder
 from glm_portable.verify.golden.fingerprint import WIDTH
 from glm_portable.verify.golden.make import Kept, Maker, Run
 from glm_portable.verify.golden.record import FORMAT, Golden
-from glm_portable.verify.layers import WHOLE_SLOPE
 from glm_portable.verify.metrics import FLOOR, K_TAIL, SLOPE, Distance, K
+from glm_portable.verify.model.layers import WHOLE_SLOPE
 from glm_portable.verify.subject import Subject
 
 Prompts = Sequence[Sequence[int]]

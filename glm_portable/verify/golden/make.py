@@ -22,8 +22,8 @@ from glm_portable.verify.golden.fingerprint import project, rms
 from glm_portable.verify.golden.head import Summary, kl, of_blocks
 from glm_portable.verify.golden.record import HIDDEN, KEYS, VALUES
 from glm_portable.verify.golden.streamed import Streamed, Streaming
-from glm_portable.verify.layers import SLOTS
 from glm_portable.verify.metrics import Distance, distance
+from glm_portable.verify.model.layers import SLOTS
 from glm_portable.verify.routing import margin, noise
 from glm_portable.verify.subject import Subject
 from glm_portable.verify.watch import Routing, Watched

@@ -16,7 +16,7 @@ from glm_portable.errors import UsageError
 from glm_portable.verify.golden.fingerprint import WIDTH
 from glm_portable.verify.golden.head import TOP
 from glm_portable.verify.golden.streamed import BLOCK
-from glm_portable.verify.layers import SLOTS
+from glm_portable.verify.model.layers import SLOTS
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 COPIES = 4

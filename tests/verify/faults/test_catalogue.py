@@ -9,11 +9,11 @@ from torch import Tensor
 from glm_portable import ops
 from glm_portable.backends import reference
 from glm_portable.errors import UsageError
-from glm_portable.verify.again import same_bits
 from glm_portable.verify.call import OPS, Call, perform
 from glm_portable.verify.cases import CASES, cost
 from glm_portable.verify.faults.catalogue import FAULTS, named
 from glm_portable.verify.faults.fault import BOTH, LEVELS, Fault, faulty
+from glm_portable.verify.suite.again import same_bits
 
 REFERENCE = ops.load("reference")
 IN_OPS = [fault for fault in FAULTS if fault.bodies]

@@ -18,9 +18,9 @@ from glm_portable.verify.golden.head import kl, summarise
 from glm_portable.verify.golden.make import Maker
 from glm_portable.verify.golden.plan import bytes_per_token, parse_bytes, plan
 from glm_portable.verify.golden.record import HIDDEN, LOGITS, Golden
-from glm_portable.verify.layers import Runner
+from glm_portable.verify.model.layers import Runner
+from glm_portable.verify.model.walk import cached, prefill, walk
 from glm_portable.verify.subject import Subject
-from glm_portable.verify.walk import cached, prefill, walk
 from glm_portable.verify.watch import Watched
 
 PROMPTS = [20, 9]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from glm_portable.backends import reference
-from glm_portable.verify.again import alone, part, same_bits
 from glm_portable.verify.call import OPS, perform
 from glm_portable.verify.cases import CASES, Case, named
+from glm_portable.verify.suite.again import alone, part, same_bits
 
 ONE_EACH = {
     "linear": "17 tokens, 704 to 192, bias", "rms_norm": "with residual",

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from glm_portable.backends import reference
 from glm_portable.errors import UsageError
-from glm_portable.verify.artefact import reader, write
-from glm_portable.verify.artefact.models import GLM45, MODELS, SMALL, shapes
 from glm_portable.verify.cases import Case, named
+from glm_portable.verify.suite.artefact import reader, write
+from glm_portable.verify.suite.artefact.models import GLM45, MODELS, SMALL, shapes
 
 CHOSEN = [
     named("linear", "odd widths"), named("linear", "fp8, dynamic activations"),
@@ -46,7 +46,7 @@ def test_two_processes_and_any_number_of_threads_give_the_same_bytes(
 ) -> None:
     names = [(case.op, case.name) for case in CHOSEN]
     program = (
-        "from pathlib import Path; from glm_portable.verify.artefact import write; "
+        "from pathlib import Path; from glm_portable.verify.suite.artefact import write; "
         "from glm_portable.verify.cases import named; "
         f"write(Path({str(tmp_path / 'again')!r}), [named(*n) for n in {names!r}])"
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from glm_portable.backends import cpu, reference
 from glm_portable.verify.call import Call, Tensors, perform
 from glm_portable.verify.cases import Case, named
-from glm_portable.verify.judge import Verdict, judge, numbers
+from glm_portable.verify.suite.judge import Verdict, judge, numbers
 
 BF16 = torch.bfloat16
 

@@ -10,7 +10,7 @@ from glm_portable.backends import cpu, reference
 from glm_portable.backends.reference import experts as another_name
 from glm_portable.verify.call import OPS, bind
 from glm_portable.verify.cases import named
-from glm_portable.verify.observe import is_reference, observing
+from glm_portable.verify.suite.observe import is_reference, observing
 
 BF16 = torch.bfloat16
 

@@ -9,10 +9,10 @@ import torch
 from glm_portable.backends import cpu, reference
 from glm_portable.errors import UsageError
 from glm_portable.verify.cases import named
-from glm_portable.verify.ops import check
-from glm_portable.verify.perf import timed
 from glm_portable.verify.results import Check, Status
-from glm_portable.verify.support import ASKED, supported
+from glm_portable.verify.suite.ops import check
+from glm_portable.verify.suite.perf import timed
+from glm_portable.verify.suite.support import ASKED, supported
 
 LINEAR = named("linear", "17 tokens, 704 to 192, bias")
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from glm_portable.backends import cpu
 from glm_portable.cli import main
 from glm_portable.verify.cases import CASES, EVERYTHING, digest
-from glm_portable.verify.suite import chosen, is_slow
+from glm_portable.verify.suite.command import chosen, is_slow
 
 ODD = "linear: odd widths"
 

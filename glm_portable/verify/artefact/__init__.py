@@ -1,5 +1,0 @@
-"""The suite as a folder that needs neither this program nor PyTorch: see `reader.py`."""
-
-from glm_portable.verify.artefact.writer import write
-
-__all__ = ["write"]

@@ -1,0 +1,1 @@
+"""Where two backends part: the first layer and op."""

@@ -1,0 +1,5 @@
+"""The suite as a folder that needs neither this program nor PyTorch: see `reader.py`."""
+
+from glm_portable.verify.suite.artefact.writer import write
+
+__all__ = ["write"]
