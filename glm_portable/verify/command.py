@@ -75,5 +75,6 @@ for command in (
     diff,
     faults,
     report.main,
+    report.table,
 ):
     verify.add_command(command)

@@ -20,6 +20,7 @@ import click
 from rich.console import Console
 
 from glm_portable.errors import UsageError
+from glm_portable.verify.report import comparison
 from glm_portable.verify.report.files import write
 from glm_portable.verify.report.stored import read
 from glm_portable.verify.report.table import printed, show
@@ -101,13 +102,24 @@ def main(file: Path, outputs: Outputs) -> None:
 
     The exit code is the report's: 0 passed, 1 failed, 2 unsupported; 3 if FILE is not there.
     """
+    report = _stored(file)
+    for _ in printed(report.checks, outputs.console, verbose=True) if outputs.verbose else ():
+        continue
+    sys.exit(finish(report, outputs))
+
+
+@click.command("table")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+def table(files: tuple[Path, ...]) -> None:
+    """Print stored reports side by side, as a Markdown table."""
+    click.echo(comparison.table(_stored(file) for file in files))
+
+
+def _stored(file: Path) -> Report:
     try:
-        report = read(file)
+        return read(file)
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     except OSError as error:
         click.echo(f"Error: {file} cannot be read: {error.strerror}.", err=True)
         sys.exit(ENVIRONMENT)
-    for _ in printed(report.checks, outputs.console, verbose=True) if outputs.verbose else ():
-        continue
-    sys.exit(finish(report, outputs))
