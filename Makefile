@@ -14,7 +14,8 @@ INTERPRET := TRITON_INTERPRET=1 $(BIN)/pytest -q
 KERNELS := $(BIN)/pytest -q tests/kernels
 
 .PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 \
-	test-codegen verify-codegen verify-models verify-simulator check verify-gpu
+	test-codegen verify-codegen verify-models verify-backends verify-simulator \
+	check verify-gpu
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
@@ -41,6 +42,21 @@ verify-models: .venv/kernels
 	for chip in gfx942 gfx950; do for format in bf16 fp8; do \
 		$(BIN)/glm-portable verify model --virtual $$chip --format $$format || exit 1; \
 	done; done
+
+# Every backend that this machine has or simulates, side by side: docs/verify.md. Exit code 2 says
+# that something is unsupported.
+REPORTS := build/verify
+verify-backends: .venv/kernels .venv-ascend/installed
+	mkdir -p $(REPORTS)
+	$(BIN)/glm-portable verify --backend cpu --json $(REPORTS)/cpu.json
+	for chip in gfx942 gfx950; do \
+		$(BIN)/glm-portable verify --virtual $$chip --json $(REPORTS)/$$chip.json || exit 1; \
+	done
+	for chip in Ascend910B1 Ascend910_9391 Ascend950PR_9599; do \
+		.venv-ascend/bin/glm-portable verify --virtual $$chip --json $(REPORTS)/$$chip.json \
+			|| [ $$? = 2 ] || exit 1; \
+	done
+	$(BIN)/glm-portable verify table $(REPORTS)/*.json
 
 # Compiled kernels with one instruction taken out: which the simulator notices.
 verify-simulator: .venv/kernels
