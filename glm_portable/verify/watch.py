@@ -56,6 +56,12 @@ class Watched:
         if hasattr(self._ops, "launch"):
             self._ops.launch, self.kernels = observed(self._ops.launch)
 
+    def _operator(self, library: str, name: str) -> None:
+        if library not in TORCHS_OWN:
+            self.kernels[name] += 1
+        elif name in PRODUCTS:
+            self.products[name] += 1
+
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._ops, name)
         return self._counted(name, found) if name in OWN_KERNELS else found
@@ -84,7 +90,7 @@ class Watched:
         """Within it, what runs is counted."""
         self._counting = True
         try:
-            with _Operators(self.kernels, self.products):
+            with Operators(self._operator):
                 yield
         finally:
             self._counting = False
@@ -135,10 +141,12 @@ def replay(
     return weights, experts
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so
-    def __init__(self, kernels: Counter[str], products: Counter[str]) -> None:
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so
+    """Within it, `seen(library, name)` is told of every operator that torch dispatches."""
+
+    def __init__(self, seen: Callable[[str, str], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it so
-        self._kernels, self._products = kernels, products
+        self._seen = seen
 
     def __torch_dispatch__(
         self,
@@ -147,10 +155,6 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        space, _, name = func.name().partition("::")
-        name = name.partition(".")[0]
-        if space not in TORCHS_OWN:
-            self._kernels[name] += 1
-        elif name in PRODUCTS:
-            self._products[name] += 1
+        library, _, name = func.name().partition("::")
+        self._seen(library, name.partition(".")[0])
         return func(*args, **(kwargs or {}))

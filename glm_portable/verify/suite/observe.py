@@ -4,20 +4,20 @@ the reference's bodies, by whatever way they were reached."""
 import copy
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any, cast
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm_portable.backends import reference
 from glm_portable.kernels.launch import observed as counted
 from glm_portable.ops import Ops
 from glm_portable.verify.call import OPS
-from glm_portable.verify.watch import PRODUCTS
+from glm_portable.verify.watch import PRODUCTS, TORCHS_OWN, Operators
 
 BODIES: dict[CodeType, str] = {
     getattr(reference, name).__code__: name for name in (*OPS, "rope", "store", "choose")
@@ -43,13 +43,13 @@ class Observed:
 def observing(ops: Ops) -> Iterator[tuple[Ops, Observed]]:
     """(the backend, to be used within, what it was seen to run)."""
     seen = Observed()
-    with _Operators(Counter()):
+    with Operators(partial(_operator, Counter())):
         torch.empty(0)  # at the first operator torch imports a thousand modules: not while tracing
     if hasattr(ops, "launch"):
         ops = copy.copy(ops)
         launch, seen.kernels = counted(cast(Any, ops).launch)
         cast(Any, ops).launch = launch
-    with _Operators(seen.kernels), _entered(seen.bodies):
+    with Operators(partial(_operator, seen.kernels)), _entered(seen.bodies):
         yield ops, seen
 
 
@@ -77,25 +77,10 @@ def _entered(seen: Counter[str]) -> Iterator[None]:
         sys.settrace(before)
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so
+def _operator(seen: Counter[str], library: str, name: str) -> None:
     """Counts torch's products and the operators of other libraries."""
-
-    def __init__(self, seen: Counter[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it so
-        self._seen = seen
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        library, _, name = func.name().partition("::")
-        name = name.partition(".")[0]
-        if library == "aten":
-            if name in PRODUCTS:
-                self._seen[f"torch.{name}"] += 1
-        elif library not in ("prim", "prims", "profiler") and not name.startswith("_is_"):
-            self._seen[f"{library}.{name}"] += 1
-        return func(*args, **(kwargs or {}))
+    if library == "aten":
+        if name in PRODUCTS:
+            seen[f"torch.{name}"] += 1
+    elif library not in TORCHS_OWN and not name.startswith("_is_"):
+        seen[f"{library}.{name}"] += 1
