@@ -24,7 +24,10 @@ def test_names_are_unique_and_every_op_has_cases() -> None:
 
 
 def test_numbers_are_on_bf16s_grid() -> None:
+    """But for the case that is about float32 itself."""
     for case in CHEAP:
+        if case.name == "float32 numbers":
+            continue
         for name, x in case.call().tensors.items():
             if x.dtype == torch.float32 and not name.endswith("_scale"):
                 if (case.op, name) not in WIDE:
