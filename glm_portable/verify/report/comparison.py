@@ -6,8 +6,6 @@ from glm_portable.verify.report.groups import ORDER, WORDS, grouped, ratio, verd
 from glm_portable.verify.report.text import figure, plain
 from glm_portable.verify.results import Check, Report
 
-MACHINE = ("backend", "simulated", "chip", "device", "model", "format")
-"""Of `Report.about`, what tells the reports apart."""
 HEADINGS = ("machine", "level", "verdict", *(WORDS[status] for status in reversed(ORDER)),
             "largest error / allowed", "where")  # fmt: skip
 
@@ -19,12 +17,24 @@ def table(reports: Iterable[Report]) -> str:
 
 
 def _rows(report: Report) -> Iterator[list[str]]:
-    machine = ", ".join(report.about[key] for key in MACHINE if key in report.about)
+    machine = _machine(report) or report.title
     for level in grouped(report.checks):
         part = Report(report.title, report.about, [c for c in report.checks if c.level == level])
         counts = [str(part.count(status) or "") for status in reversed(ORDER)]
-        cells = [machine or report.title, level, verdict(part), *counts, *_worst(part.checks)]
+        cells = [machine, level, verdict(part), *counts, *_worst(part.checks)]
         yield [plain(cell).replace("|", "\\|") for cell in cells]
+
+
+def _machine(report: Report) -> str:
+    """Backend, chip and model: what tells the reports apart."""
+    about = report.about
+    backend, chip = about.get("backend", ""), about.get("simulated", "")
+    if chip:
+        chip = "" if chip in backend else f"simulated {chip}"
+    else:
+        chip = about.get("chip", "")
+    model = (about.get(key, "") for key in ("model", "format"))
+    return ", ".join(part for part in (backend, chip, *model) if part)
 
 
 def _worst(checks: Iterable[Check]) -> tuple[str, str]:

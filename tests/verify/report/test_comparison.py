@@ -34,8 +34,16 @@ def test_a_row_for_each_level() -> None:
     assert head.startswith(
         "| machine | level | verdict | passed | skipped | unsupported | failed |"
     )
-    assert ops == r"| rocm, gfx942 | ops | PASS | 2 | 1 |  |  | 0.5 | linear: a\|b |"
-    assert model == "| rocm, gfx942 | model | FAIL |  |  |  | 1 | 2 | linear: head |"
+    assert ops == r"| rocm, simulated gfx942 | ops | PASS | 2 | 1 |  |  | 0.5 | linear: a\|b |"
+    assert model == "| rocm, simulated gfx942 | model | FAIL |  |  |  | 1 | 2 | linear: head |"
+
+
+def test_a_chip_is_named_once() -> None:
+    about = {"backend": "rocm on a simulated gfx942", "simulated": "gfx942", "chip": "gfx942 here"}
+    rows = table([Report("ops", about, [check("ops", "one token", 0.1)])]).splitlines()
+    assert rows[-1].startswith("| rocm on a simulated gfx942 | ops |")
+    rows = table([Report("ops", {"backend": "cpu", "chip": "EPYC"}, REPORT.checks)]).splitlines()
+    assert rows[-1].startswith("| cpu, EPYC | model |")
 
 
 def test_a_level_that_measured_nothing() -> None:
