@@ -36,7 +36,7 @@ class Options:
     """prefill, decode: tokens of the prompt in one step, and one at a time. parts: of PARTS.
 
     golden: compare with it instead of running the reference; then "layers", "greedy" and
-    "needles", which need the reference beside the backend, are left out. lengths: of prompts with
+    "needles", which need the reference beside the backend, are skipped. lengths: of prompts with
     a needle.
     """
 
@@ -49,6 +49,7 @@ class Options:
 
 DEFAULTS = Options()
 LIVE = ("layers", "greedy", "needles")
+NEEDS_LIVE = "it needs the reference beside the backend: --reference live, where that can run"
 
 
 def checks(machine: Ops, subject: Subject, options: Options = DEFAULTS) -> Iterator[Check]:
@@ -69,6 +70,9 @@ def _checks(machine: Ops, subject: Subject, options: Options) -> Iterator[Check]
         return
     live = options.golden is None
     parts = [part for part in options.parts if live or part not in LIVE]
+    for part in options.parts:
+        if part not in parts:
+            yield Check("model", part, "golden file", Status.SKIPPED, note=NEEDS_LIVE)
     exact = references(subject) if live and set(parts) & set(LIVE) else None
     if exact is not None and "layers" in parts:
         yield from _layers(ours, exact, subject, options)

@@ -38,6 +38,8 @@ def test_a_golden_file_of_prompts_and_a_model_held_against_it(tmp_path: Path) ->
     said = json.loads(report.read_text())
     subjects = {check["subject"] for check in said["checks"]}
     assert {"layer 0", "head", "kernels"} <= subjects
+    skipped = {c["subject"]: c["note"] for c in said["checks"] if c["status"] == "skipped"}
+    assert skipped.keys() == {"layers"} and "--reference live" in skipped["layers"]
     assert run("model", model, *options, "--format", "fp8").exit_code == 3
 
 
