@@ -125,7 +125,7 @@ RULES = st.fixed_dictionaries(
 
 @st.composite
 def params(draw: st.DrawFn) -> SamplingParams:
-    rules = draw(RULES)
+    rules: dict[str, Any] = draw(RULES)
     least = draw(st.just(0) | st.integers(0, rules["max_tokens"]))
     return SamplingParams(**rules, **draw(WITHOUT_DRAW | DRAWS), min_tokens=least)
 
