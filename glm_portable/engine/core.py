@@ -137,12 +137,22 @@ class EngineCore:
         step = Step.build(layout, self.limits.page_size, device)
         ids_T = torch.tensor([token for chunk in chunks for token in chunk.token_ids])
         hidden_TD = self.model.forward(ids_T.to(device), step, self._caches)
+        self._score_prompts(chunks, hidden_TD, step.query_ends)
         if not requests:
             return []
         ends = zip(chunks, step.query_ends, strict=True)
         last = torch.tensor([end - 1 for chunk, end in ends if chunk.samples], device=device)
         logits_RV = self.model.logits(hidden_TD[last])
         return sample(logits_RV, [request.row for request in requests], self.vocab_size)
+
+    def _score_prompts(
+        self, chunks: Sequence[Chunk], hidden_TD: Tensor, query_ends: Sequence[int]
+    ) -> None:
+        for chunk, end in zip(chunks, query_ends, strict=True):
+            scores = self.requests[chunk.sequence.request_id].prompt_logprobs
+            if scores is not None:
+                start = chunk.sequence.num_computed
+                scores.take(self.model.logits, hidden_TD[end - chunk.count : end], start)
 
     def _advance(self, request: Request, sampled: Sampled) -> None:
         try:
