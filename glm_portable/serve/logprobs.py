@@ -69,7 +69,7 @@ class CompletionLogprobs:
 
         count: of the alternatives of `tokens`, how many to show.
         """
-        first = {
+        first: dict[str, list[Any]] = {
             "tokens": [self._text(prompt_ids[0])],
             "token_logprobs": [None],
             "top_logprobs": [None],
