@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from glm_portable.bench.group import bench
 from glm_portable.options import F, Group, config_option, kebab, option, simulate
 from glm_portable.verify.command import verify
 
@@ -243,34 +244,6 @@ def evaluate(model: str | None, url: str | None, api_key: str | None, **options:
 
 
 @main.command()
-@click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL")
-@option("--backend", default="auto", help="The backend to measure.")
-@option("--dtype", default="bfloat16", help="bfloat16 or float32.")
-@option("--revision", help="Branch, tag or commit, for a MODEL on a hub.")
-@option("--threads", type=int, default=0, help="0 for torch's choice.")
-@option("--prefill", type=int, default=512, help="Tokens of the prompt that is timed.")
-@option("--batches", default="1,8", help="Sequences decoded at once, separated by commas.")
-@option("--steps", type=int, default=16, help="Decode steps a repetition.")
-@option("--repeats", type=int, default=7, help="Repetitions, of which the median counts.")
-@option(
-    "--against",
-    type=click.Choice(["transformers", "none"]),
-    default="transformers",
-    help="What to measure beside it.",
-)
-@option("--json", "json_path", type=file_path, help="Write the figures here too.")
-@config_option
-def bench(model: str | None, batches: str, **options: Any) -> None:
-    """Measure speed, load time and memory, with transformers and this machine's limits beside."""
-    from glm_portable.bench import run_bench
-
-    counts = batches.split(",")
-    if not all(count.strip().isdigit() and int(count) > 0 for count in counts):
-        raise click.UsageError(f"--batches {batches!r} must be counts such as 1,8.")
-    run_bench(model, batches=[int(count) for count in counts], **options)
-
-
-@main.command()
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
 @option(
@@ -320,6 +293,7 @@ def tune(model: str | None, **options: Any) -> None:
 
 
 main.add_command(verify)
+main.add_command(bench)
 
 
 @main.command()

@@ -168,6 +168,7 @@ class EngineCore:
         step = Step.build(layout, self.limits.page_size, device)
         ids_T = torch.tensor([token for chunk in chunks for token in chunk.token_ids])
         hidden_TD = self.model.forward(ids_T.to(device), step, self._caches)
+        self._score_prompts(chunks, hidden_TD, step.query_ends)
         turns: list[Turn] = []
         rows: list[int] = []
         for chunk, end in zip(chunks, step.query_ends, strict=True):
@@ -179,6 +180,15 @@ class EngineCore:
             logits_RV = self.model.logits(hidden_TD[torch.tensor(rows, device=device)])
             accept(turns, logits_RV, self.vocab_size)
         return hidden_TD, turns
+
+    def _score_prompts(
+        self, chunks: Sequence[Chunk], hidden_TD: Tensor, query_ends: Sequence[int]
+    ) -> None:
+        for chunk, end in zip(chunks, query_ends, strict=True):
+            scores = self.requests[chunk.sequence.request_id].prompt_logprobs
+            if scores is not None:
+                start, behind = chunk.sequence.num_computed, end - len(chunk.drafts)
+                scores.take(self.model.logits, hidden_TD[behind - chunk.count : behind], start)
 
     def _complete(self, chunks: Sequence[Chunk], turns: Sequence[Turn]) -> list[Computed]:
         """Note what the step has computed of each sequence, the right ones of its drafts too."""

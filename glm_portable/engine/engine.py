@@ -13,6 +13,7 @@ from glm_portable.engine import admission
 from glm_portable.engine.completion import Answer, Completion, EngineFailure
 from glm_portable.engine.core import EngineCore, EngineStats, LanguageModel
 from glm_portable.engine.limits import EngineLimits, default_limits
+from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.request import Request
 from glm_portable.engine.sampling import RowSampler
 from glm_portable.engine.scheduler import Sequence as TokenSequence
@@ -175,6 +176,7 @@ class Engine:
             eos_ids=eos_ids,
             text=AnswerText(self._tokenizer.stream(), params.stop),
             row=RowSampler(params, seed, stop_ids, prompt_ids, self._vocab_size),
+            prompt_logprobs=PromptLogprobs.of(prompt_ids, params.prompt_logprobs, self._vocab_size),
         )
 
     def _run(self) -> None:
