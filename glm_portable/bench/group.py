@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from glm_portable.bench.serve.command import serve
+from glm_portable.bench.speculative.command import speculative
 from glm_portable.options import Group, config_option, option
 
 
@@ -62,5 +63,5 @@ def model_command(model: str | None, batches: str, **options: Any) -> None:
     run_bench(model, batches=[int(count) for count in counts], **options)
 
 
-for command in (model_command, serve):
+for command in (model_command, serve, speculative):
     bench.add_command(command)
