@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -29,8 +28,6 @@ from glm_portable.tokenizer import Tokenizer
 PAGE = 16
 GREEDY = {"temperature": 0.0}
 SAMPLED = {"temperature": 1.0, "top_p": 0.95}
-_SKIPPED = 3
-"""Steps at the start, which read the prompts and meet cold caches."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def engine_alone(load: Load, tokenizer: Tokenizer, *, columns: int) -> dict[str,
     with engine:
         for _ in range(load.sequences):
             ended.acquire()
-    return watch.medians(load.sequences)
+    return watch.medians()
 
 
 def build_step(load: Load) -> float:
@@ -107,18 +104,28 @@ class Served:
 
 def served(load: Load, tokenizer: Tokenizer, step_s: float, *, socket: bool) -> Served:
     """Streams of all sequences at once, through the application alone or through sockets."""
-    watch = Watch()
-    model = NullModel(load.sequences, CALLS_ALONE, watch, step_s)
+    watch, everyone = Watch(time.perf_counter), threading.Event()
+    model = NullModel(load.sequences, CALLS_ALONE, watch, step_s, everyone)
     settings = ServerSettings(port=0, served_model_names=("null",))
     with Engine(model, tokenizer, load.limits) as engine:
-        chat = ChatTemplate(None, tokenizer)
-        service = Service(engine, chat, tokenizer, "glm45", load.limits.max_model_len, settings)
-        loop_cpu = (_over_sockets if socket else _in_process)(service, load)
-        thread = next(t for t in threading.enumerate() if t.name == "engine")
-        engine_cpu = _cpu(thread)
-    steps = len(watch.steps)
-    added = median(watch.periods()[_SKIPPED:]) - step_s
-    return Served(added, engine_cpu / steps, loop_cpu / steps)
+        chat, window = ChatTemplate(None, tokenizer), load.limits.max_model_len
+        service = Service(engine, chat, tokenizer, "glm45", window, settings)
+        watch.threads["engine"] = next(t for t in threading.enumerate() if t.name == "engine")
+        gate = threading.Thread(target=_open_when_all_are_in, args=[engine, load, everyone])
+        gate.start()
+        try:
+            (_over_sockets if socket else _in_process)(service, load, watch)
+        finally:
+            everyone.set()
+            gate.join()
+    return Served(watch.period() - step_s, watch.cpu_a_step("engine"), watch.cpu_a_step("server"))
+
+
+def _open_when_all_are_in(engine: Engine, load: Load, everyone: threading.Event) -> None:
+    while not everyone.wait(0.01):
+        stats = engine.stats()
+        if stats.running + stats.waiting == load.sequences:
+            everyone.set()
 
 
 def _body(load: Load, number: int) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def _body(load: Load, number: int) -> dict[str, Any]:
     }
 
 
-def _in_process(service: Service, load: Load) -> float:
+def _in_process(service: Service, load: Load, watch: Watch) -> None:
     """The application called as a server calls it, with nobody at the other end."""
     app = create_app(service)
 
@@ -155,12 +162,11 @@ def _in_process(service: Service, load: Load) -> float:
     async def everyone() -> None:
         await asyncio.gather(*map(one, range(load.sequences)))
 
-    begin = time.thread_time()
+    watch.threads["server"] = threading.current_thread()
     asyncio.run(everyone())
-    return time.thread_time() - begin
 
 
-def _over_sockets(service: Service, load: Load) -> float:
+def _over_sockets(service: Service, load: Load, watch: Watch) -> None:
     """The server itself in a thread, and its clients in a process of their own."""
     ready = threading.Event()
     urls: list[str] = []
@@ -175,22 +181,14 @@ def _over_sockets(service: Service, load: Load) -> float:
     thread = threading.Thread(target=server.run, args=[[sock]], name="server")
     thread.start()
     ready.wait()
+    watch.threads["server"] = thread
     try:
-        begin = _cpu(thread)
         bodies = [_body(load, number) for number in range(load.sequences)]
         command = [sys.executable, "-m", "glm_portable.bench.host.client", urls[0]]
         subprocess.run(command, input=json.dumps(bodies).encode(), check=True)
-        return _cpu(thread) - begin
     finally:
         server.drain()
         thread.join()
-
-
-def _cpu(thread: threading.Thread) -> float:
-    """Processor seconds of a running thread."""
-    assert thread.ident is not None
-    clock: Callable[[int], int] = time.pthread_getcpuclockid
-    return time.clock_gettime(clock(thread.ident))
 
 
 COLUMNS = {"calls": CALLS_ALONE, "arithmetic": VOCABULARY}

@@ -1,6 +1,7 @@
 """A model that computes nothing and a tokenizer of GLM's size: what is left is the host's work."""
 
 import string
+import threading
 import time
 from collections.abc import Sequence
 
@@ -27,14 +28,22 @@ CALLS_ALONE = 8
 class NullModel:
     """Answers at once, or after `step_s` seconds in which it waits as for a GPU.
 
-    columns: of the logits. Each step shows other logits, so that the tokens differ.
+    columns: of the logits. Each step shows other logits, so that the tokens differ. The first step
+    waits for `everyone`, so that all sequences go through all steps together.
     """
 
-    def __init__(self, sequences: int, columns: int, watch: Watch, step_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        sequences: int,
+        columns: int,
+        watch: Watch,
+        step_s: float = 0.0,
+        everyone: threading.Event | None = None,
+    ) -> None:
         self.config = _config()
         self.ops = ops.load("reference")
         self._columns, self._watch, self._step_s = columns, watch, step_s
-        self._steps = 0
+        self._steps, self._everyone = 0, everyone
         self._logits = torch.from_numpy(
             np.random.default_rng(0).random((sequences + 64) * columns, dtype=np.float32)
         )
@@ -44,6 +53,8 @@ class NullModel:
         return [KVCache(self._hidden, self._hidden) for _ in range(LAYERS)]
 
     def forward(self, ids_T: Tensor, step: Step, caches: Sequence[KVCache]) -> Tensor:
+        if self._everyone is not None:
+            self._everyone.wait()
         self._watch.forward()
         self._steps += 1
         if self._step_s:

@@ -4,23 +4,29 @@ The engine is given the model, the tokenizer and the callbacks, so these can not
 called; nothing of the engine is changed. Between two of them lies one part of its work.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 from glm_portable.engine.stopping import TextDecoder
 from glm_portable.engine.types import Delta
 from glm_portable.tokenizer import Tokenizer
 
+_COLD = 3
 PARTS = ("prepare", "sample", "append", "detokenise", "hand over")
 
 
 @dataclass
 class Moments:
-    """Of one step: clock readings, and sums of seconds."""
+    """Of one step: clock readings, and sums of seconds.
+
+    cpu: processor seconds of the watched threads, by name, when the forward pass began.
+    """
 
     forward: float
+    cpu: dict[str, float] = field(default_factory=dict)
     logits: float = 0.0
     first_token: float = 0.0
     last_delta: float = 0.0
@@ -44,14 +50,16 @@ class Moments:
 
 
 class Watch:
-    """Notes the moments of every step."""
+    """Notes the moments of every step, by a clock of the engine's thread."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         self._clock = clock
+        self.threads: dict[str, threading.Thread] = {}
         self.steps: list[Moments] = []
 
     def forward(self) -> None:
-        self.steps.append(Moments(self._clock()))
+        cpu = {name: cpu_seconds(thread) for name, thread in self.threads.items()}
+        self.steps.append(Moments(self._clock(), cpu))
 
     def logits(self) -> None:
         self.steps[-1].logits = self._clock()
@@ -69,19 +77,34 @@ class Watch:
 
         return on_delta
 
-    def medians(self, sequences: int) -> dict[str, float]:
-        """Median seconds of each part, over the steps in which all sequences got a token."""
+    def medians(self) -> dict[str, float]:
+        """Median seconds of each part, over the steps between the first three and the last."""
         found = [
             step.parts(after.forward)
-            for step, after in zip(self.steps, self.steps[1:], strict=False)
-            if step.deltas == after.deltas == sequences
+            for step, after in zip(self._steady, self._steady[1:], strict=False)
         ]
         return {part: median(step[part] for step in found) for part in PARTS}
 
-    def periods(self) -> list[float]:
-        """Seconds from one forward pass to the next."""
-        pairs = zip(self.steps, self.steps[1:], strict=False)
-        return [after.forward - step.forward for step, after in pairs]
+    def period(self) -> float:
+        """Median seconds from one forward pass to the next."""
+        pairs = zip(self._steady, self._steady[1:], strict=False)
+        return median(after.forward - step.forward for step, after in pairs)
+
+    def cpu_a_step(self, name: str) -> float:
+        """Mean processor seconds of a thread in a step."""
+        first, last = self._steady[0], self._steady[-1]
+        return (last.cpu[name] - first.cpu[name]) / (len(self._steady) - 1)
+
+    @property
+    def _steady(self) -> list[Moments]:
+        """Without the steps that read prompts or meet cold caches, and the one that ends."""
+        return self.steps[_COLD:-1]
+
+
+def cpu_seconds(thread: threading.Thread) -> float:
+    """Processor time of a running thread."""
+    assert thread.ident is not None
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 
 
 class WatchedTokenizer:
