@@ -1,7 +1,8 @@
 """The command line: `glm-portable serve | generate | chat | doctor | verify | convert ...`."""
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -55,11 +56,65 @@ def model_options(command: F) -> F:
                 "--tool-call-parser", help="glm45 or glm47; told from the template if not given."
             ),
             option("--max-model-len", type=int, help="Window: prompt and answer together."),
+            speculative_options,
             config_option,
         ]
     ):
         command = decorate(command)
     return command
+
+
+def speculative_options(command: F) -> F:
+    """What to draft with the MTP layer, as vLLM and as SGLang say it.
+
+    The command gets the one that was given as speculative_config.
+    """
+
+    @functools.wraps(command)
+    def with_config(*arguments: Any, **options: Any) -> Any:
+        from glm_portable.engine.speculative import from_options
+
+        config = from_options(
+            options.pop("speculative_config"),
+            {
+                "method": options.pop("speculative_method"),
+                "num_speculative_tokens": options.pop("num_speculative_tokens"),
+            },
+            *(options.pop(f"speculative_{name}") for name in SGLANG_SPECULATIVE),
+        )
+        return command(*arguments, **options, speculative_config=config)
+
+    decorated: Any = with_config
+    for decorate in reversed(
+        [
+            option(
+                "--speculative-config",
+                metavar="JSON",
+                type=click.UNPROCESSED,  # a configuration file may hold a mapping
+                help="""Draft tokens with the model's MTP layer: {"method": "mtp", """
+                """"num_speculative_tokens": 1}.""",
+            ),
+            option(
+                "--speculative-config.method",
+                "speculative_method",
+                help="The fields of the JSON may be given alone.",
+                envvar="GLM_PORTABLE_SPECULATIVE_METHOD",
+            ),
+            option(
+                "--speculative-config.num-speculative-tokens",
+                "num_speculative_tokens",
+                type=int,
+                envvar="GLM_PORTABLE_NUM_SPECULATIVE_TOKENS",
+                help="1 to 5.",
+            ),
+            option("--speculative-algorithm", help="SGLang's way: EAGLE or NEXTN, both MTP here."),
+            option("--speculative-num-steps", type=int, help="1 to 5. [default: 3]"),
+            option("--speculative-eagle-topk", type=int, help="Only 1."),
+            option("--speculative-num-draft-tokens", type=int, help="One more than the steps."),
+        ]
+    ):
+        decorated = decorate(decorated)
+    return cast(F, decorated)
 
 
 def limit_options(command: F) -> F:
@@ -255,6 +310,7 @@ def doctor(backend: str, as_json: bool) -> None:
     raise SystemExit(run_doctor(backend, as_json))
 
 
+SGLANG_SPECULATIVE = ("algorithm", "num_steps", "eagle_topk", "num_draft_tokens")
 LOAD_OPTIONS = (
     "backend",
     "virtual",
@@ -265,6 +321,7 @@ LOAD_OPTIONS = (
     "chat_template",
     "tool_call_parser",
     "max_model_len",
+    "speculative_config",
 )
 SAMPLING_OPTIONS = ("max_tokens", "temperature", "top_p", "seed")
 

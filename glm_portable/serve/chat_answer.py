@@ -1,5 +1,6 @@
 """Answers of /v1/chat/completions, streamed and whole, from the same events."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from glm_portable.serve.events import (
     fold,
 )
 from glm_portable.serve.generation import Generation
-from glm_portable.serve.logprobs import Vocabulary, chat_logprobs
+from glm_portable.serve.logprobs import Vocabulary, chat_logprobs, prompt_logprobs
 from glm_portable.serve.parsing import Parser
 
 
@@ -72,16 +73,26 @@ class ChatAnswer(Answer):
         vocabulary: Vocabulary,
         *,
         logprobs: bool,
+        prompt_logprobs: int | None = None,
         **common: Any,
     ) -> None:
+        """prompt_logprobs: alternatives to report beside each token of the prompt."""
         super().__init__(generation, **common)
         self._choices, self._vocabulary, self._logprobs = choices, vocabulary, logprobs
+        self._prompt_logprobs = prompt_logprobs
 
     async def whole(self) -> dict[str, Any]:
+        of_prompt: list[TokenLogprob] = []
         async for choice, events, delta in self._take():
             choice.events += events
             choice.tokens += delta.logprobs
-        return self.body([self._whole_choice(*pair) for pair in enumerate(self._choices)])
+            of_prompt += delta.prompt_logprobs
+        body = self.body([self._whole_choice(*pair) for pair in enumerate(self._choices)])
+        count = self._prompt_logprobs
+        if count is not None:
+            entries = await asyncio.to_thread(prompt_logprobs, of_prompt, count, self._vocabulary)
+            body["prompt_logprobs"] = entries
+        return body
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         async for choice, events, delta in self._take():

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +13,7 @@ from glm_portable.serve.answer import Answer
 from glm_portable.serve.body import read
 from glm_portable.serve.chat import Prompt
 from glm_portable.serve.chat_answer import ChatAnswer, ChatChoice
-from glm_portable.serve.completion_answer import CompletionAnswer
+from glm_portable.serve.completion_answer import CompletionAnswer, RawPrompt, Reported
 from glm_portable.serve.errors import from_usage_error
 from glm_portable.serve.forced_call import choose
 from glm_portable.serve.generation import Job
@@ -71,7 +72,8 @@ async def respond(
             whole = await unless_disconnected(request.receive, answer.whole())
     except ClientGone:
         return Response(status_code=499)  # nobody gets it
-    return Response(encode(whole), media_type="application/json")
+    # Off the loop: the log probabilities of a long prompt are many megabytes.
+    return Response(await asyncio.to_thread(encode, whole), media_type="application/json")
 
 
 async def start_chat(service: Service, request: ChatRequest) -> ChatAnswer:
@@ -83,11 +85,13 @@ async def start_chat(service: Service, request: ChatRequest) -> ChatAnswer:
     opening = await choose(service, prompt.token_ids, params, forced)
     ids, prefix = prompt.token_ids + opening, service.tokenizer.decode(opening)
     choices = list(for_each_choice(params, request.n or 1))
+    choices[1:] = [replace(choice, prompt_logprobs=None) for choice in choices[1:]]
     return ChatAnswer(
         service.generate([Job(ids, params) for params in choices]),
         [_choice(request, prompt, prefix) for _ in choices],
         service.tokenizer,
         logprobs=bool(request.logprobs),
+        prompt_logprobs=request.prompt_logprobs,
         model=model,
         usage=Usage([ids]),
         include_usage=request.include_usage,
@@ -121,23 +125,33 @@ async def start_completion(service: Service, request: CompletionRequest) -> Comp
     model = service.model(request.model)
     prompts = await asyncio.to_thread(_encode, service, request.prompt)
     params = sampling_params(request, service.settings.sampling)
-    jobs = [Job(ids, p) for ids in prompts for p in for_each_choice(params, request.n or 1)]
+    choices = [(prompt, p) for prompt in prompts for p in for_each_choice(params, request.n or 1)]
+    reported = Reported(
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+        echo=bool(request.echo),
+        answer=request.max_tokens != 0,
+    )
     return CompletionAnswer(
-        service.generate(jobs),
-        len(jobs),
-        None if request.logprobs is None else service.tokenizer,
+        service.generate([Job(prompt.ids, params) for prompt, params in choices]),
+        [prompt for prompt, _ in choices],
+        reported,
+        service.tokenizer,
         model=model,
-        usage=Usage(prompts),
+        usage=Usage([prompt.ids for prompt in prompts]),
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
     )
 
 
-def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[RawPrompt]:
     """Raw prompts: control tokens in them are meant, unlike those in chat messages."""
+    tokenizer = service.tokenizer
     try:
         return [
-            service.tokenizer.encode_template(prompt) if isinstance(prompt, str) else prompt
+            RawPrompt(tokenizer.encode_template(prompt), prompt)
+            if isinstance(prompt, str)
+            else RawPrompt(prompt, tokenizer.text_of(prompt))
             for prompt in prompts
         ]
     except UsageError as error:
