@@ -9,6 +9,7 @@ seed and of the token's position in the answer. It is the same on every device, 
 preemption, and whatever else is in the batch.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,12 @@ class RowSampler:
             if self._history is None:
                 self._history = History(self._prompt_ids, self._vocab_size, device)
             self._history.penalize(logits_V, self.params)
+
+    def ahead(self, count: int) -> "RowSampler":
+        """As it will be that many tokens later, if it `adjusts` none of them."""
+        later = copy.copy(self)
+        later.num_generated += count
+        return later
 
     def append(self, token_id: int) -> None:
         """The token that was chosen."""
