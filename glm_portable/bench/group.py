@@ -25,7 +25,7 @@ class BenchGroup(Group):
 
 @click.group(cls=BenchGroup)
 def bench() -> None:
-    """Measure a model (`bench MODEL`), a server (`bench serve`), or the host (`bench host`).
+    """Measure a model (`bench MODEL`), a server (`bench serve`), the host, or drafting.
 
     `bench MODEL` is short for `bench model MODEL`; `bench model --help` has its options.
     """

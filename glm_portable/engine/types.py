@@ -1,7 +1,7 @@
 """What goes into the engine and what comes out of it; torch-free."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -58,7 +58,8 @@ class Delta:
     token_ids; the last delta carries the rest. finish_reason is set on the last delta alone.
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
     error: one sentence, with finish_reason "error". prompt_logprobs: on the first delta, if asked
-    for: of the prompt's tokens from the second on (nothing predicts the first).
+    for: of the prompt's tokens from the second on (nothing predicts the first). parts: where it has
+    several tokens, the deltas that these would have come in one by one.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -68,3 +69,17 @@ class Delta:
     stop_reason: str | int | None = None
     error: str | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    parts: "tuple[Delta, ...]" = ()
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """The deltas of several tokens that came at once, none of them a request's first, as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return replace(
+        deltas[-1],
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        text="".join(delta.text for delta in deltas),
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+        parts=tuple(deltas),
+    )

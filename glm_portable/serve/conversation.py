@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from glm_portable.engine.types import Delta, TokenLogprob
+from glm_portable.engine.types import Delta, TokenLogprob, joined
 from glm_portable.errors import UsageError
 from glm_portable.serve.chat import Prompt
 from glm_portable.serve.errors import from_usage_error
@@ -77,12 +77,18 @@ class Conversation:
         """What comes of each delta, until every choice has ended. Raises ApiError."""
         async for index, delta in self.generation.deltas():
             choice = self.choices[index]
-            known = choice.reasoning_tokens
-            events = choice.take(delta)
-            self.usage.count(delta, choice.reasoning_tokens - known)
-            if choice.finish_reason is not None:
-                self.generation.stop(index)
-            yield choice, events, delta
+            events: list[Event] = []
+            taken: list[Delta] = []
+            # Token by token: the thinking may end, or the choice with a call, before the last one.
+            for part in delta.parts or (delta,):
+                known = choice.reasoning_tokens
+                events += choice.take(part)
+                self.usage.count(part, choice.reasoning_tokens - known)
+                taken.append(part)
+                if choice.finish_reason is not None:
+                    self.generation.stop(index)
+                    break
+            yield choice, events, joined(taken)
 
 
 async def start(service: Service, request: ChatRequest) -> Conversation:
