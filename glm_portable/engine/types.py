@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from glm_portable.engine.grammar import Grammar
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -14,7 +17,8 @@ class SamplingParams:
     temperature 0 is greedy. top_k 0 and top_p 1 are off. Penalties follow vLLM: repetition counts
     prompt and output, presence and frequency (OpenAI) count output only. `logprobs` is the number
     of alternatives to report beside the chosen token, None for no logprobs at all. `max_tokens`
-    None means up to the end of the window.
+    None means up to the end of the window. `grammar`: what the answer must spell from its first
+    token on; its end ends the answer even with ignore_eos, or before min_tokens.
     """
 
     temperature: float = 1.0
@@ -32,6 +36,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: "Grammar | None" = None
 
 
 @dataclass(frozen=True)

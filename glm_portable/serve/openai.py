@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,7 +15,6 @@ from glm_portable.serve.chat import Prompt
 from glm_portable.serve.chat_answer import ChatAnswer, ChatChoice
 from glm_portable.serve.completion_answer import CompletionAnswer
 from glm_portable.serve.errors import from_usage_error
-from glm_portable.serve.forced_call import choose
 from glm_portable.serve.generation import Job
 from glm_portable.serve.openapi import describe
 from glm_portable.serve.parsing import Parser
@@ -22,7 +22,7 @@ from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
 from glm_portable.serve.service import Service
 from glm_portable.serve.streaming import ClientGone, EventStream, encode, unless_disconnected
-from glm_portable.serve.tools import openings
+from glm_portable.serve.structured.answers import Constrained, Constraint, constrain, constrain_text
 from glm_portable.serve.usage import Usage
 
 
@@ -78,20 +78,28 @@ async def start_chat(service: Service, request: ChatRequest) -> ChatAnswer:
     """Render the conversation and start its choices. Raises ApiError."""
     model = service.model(request.model)
     params = sampling_params(request, service.settings.sampling)
-    forced = openings(request.choice, service.call_format, request.tools or ())
-    prompt = await asyncio.to_thread(_render, service, request, bool(forced))
-    opening = await choose(service, prompt.token_ids, params, forced)
-    ids, prefix = prompt.token_ids + opening, service.tokenizer.decode(opening)
+    found = await _constrained(service, request)
+    ids, params = found.prompt.token_ids, replace(params, grammar=found.grammar)
     choices = list(for_each_choice(params, request.n or 1))
     return ChatAnswer(
         service.generate([Job(ids, params) for params in choices]),
-        [_choice(request, prompt, prefix) for _ in choices],
+        [_choice(request, found) for _ in choices],
         service.tokenizer,
         logprobs=bool(request.logprobs),
         model=model,
         usage=Usage([ids]),
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
+    )
+
+
+async def _constrained(service: Service, request: ChatRequest) -> Constrained:
+    prompt = await asyncio.to_thread(_render, service, request, request.choice.forced)
+    constraint = Constraint.of(
+        request.format, request.tools or (), request.choice, request.parallel_tool_calls
+    )
+    return await constrain(
+        service.grammars, service.tokenizer, service.call_format, prompt, constraint
     )
 
 
@@ -107,11 +115,11 @@ def _render(service: Service, request: ChatRequest, forced: bool) -> Prompt:
         raise from_usage_error(error) from None
 
 
-def _choice(request: ChatRequest, prompt: Prompt, prefix: str) -> ChatChoice:
-    tools = request.tools if request.choice.mode != "none" else None
+def _choice(request: ChatRequest, found: Constrained) -> ChatChoice:
+    tools, prompt = request.tools if request.choice.mode != "none" else None, found.prompt
     return ChatChoice(
         Parser(tools, starts_in_reasoning=prompt.starts_in_reasoning, thinking=prompt.thinking),
-        prefix=prefix,
+        prefix=found.prefix,
         single_call=request.choice.mode == "named" or request.parallel_tool_calls is False,
     )
 
@@ -120,7 +128,8 @@ async def start_completion(service: Service, request: CompletionRequest) -> Comp
     """Encode the prompts and start their choices: n of the first, n of the second, ..."""
     model = service.model(request.model)
     prompts = await asyncio.to_thread(_encode, service, request.prompt)
-    params = sampling_params(request, service.settings.sampling)
+    grammar = await constrain_text(service.grammars, request.format)
+    params = replace(sampling_params(request, service.settings.sampling), grammar=grammar)
     jobs = [Job(ids, p) for ids in prompts for p in for_each_choice(params, request.n or 1)]
     return CompletionAnswer(
         service.generate(jobs),
