@@ -76,7 +76,8 @@ def run_server(
             served_model_names=tuple(served_model_name) or (glm.name,),
             sampling=glm.sampling,
         )
-        with Engine(ranks.leader(glm.model), glm.tokenizer, limits, seed) as engine:
+        leader = ranks.leader(glm.model)
+        with Engine(leader, glm.tokenizer, limits, seed, glm.speculative) as engine:
             return _serve(engine, glm, sock, settings, console)
 
 
