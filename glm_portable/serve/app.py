@@ -7,6 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from glm_portable.serve import openai, tokenize
+from glm_portable.serve.anthropic import routes as anthropic
+from glm_portable.serve.anthropic.errors import MessagesErrors
+from glm_portable.serve.anthropic.request import CountTokensRequest, MessagesRequest
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.middleware import ApiKeys, HeadRequests, RequestIds
 from glm_portable.serve.openapi import DocumentedApi
@@ -19,7 +22,10 @@ _MESSAGES = {
     405: "{path} does not take {method}; see /openapi.json.",
 }
 
-_BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_BODIES = (
+    *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest),
+    *(MessagesRequest, CountTokensRequest),
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -35,6 +41,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(openai.router(service))
+    app.include_router(anthropic.router(service))
     for prefix in ("", "/v1"):
         app.include_router(tokenize.router(service, prefix))
     _add_operations(app, service, version)
@@ -53,6 +60,7 @@ def create_app(service: Service) -> FastAPI:
         )
     app.add_middleware(HeadRequests)
     app.add_middleware(RequestIds)
+    app.add_middleware(MessagesErrors)
     return app
 
 
