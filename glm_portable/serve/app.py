@@ -14,6 +14,8 @@ from glm_portable.serve.errors import ApiError
 from glm_portable.serve.middleware import ApiKeys, HeadRequests, RequestIds
 from glm_portable.serve.openapi import DocumentedApi
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
+from glm_portable.serve.responses import routes as responses
+from glm_portable.serve.responses.request import ResponsesRequest
 from glm_portable.serve.service import Service
 from glm_portable.serve.tokenize import DetokenizeRequest, TokenizeRequest
 
@@ -24,7 +26,7 @@ _MESSAGES = {
 
 _BODIES = (
     *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest),
-    *(MessagesRequest, CountTokensRequest),
+    *(ResponsesRequest, MessagesRequest, CountTokensRequest),
 )
 
 
@@ -41,6 +43,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(openai.router(service))
+    app.include_router(responses.router(service))
     app.include_router(anthropic.router(service))
     for prefix in ("", "/v1"):
         app.include_router(tokenize.router(service, prefix))
