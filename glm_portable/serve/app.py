@@ -10,6 +10,7 @@ from glm_portable.serve import openai, tokenize
 from glm_portable.serve.anthropic import routes as anthropic
 from glm_portable.serve.anthropic.errors import MessagesErrors
 from glm_portable.serve.anthropic.request import CountTokensRequest, MessagesRequest
+from glm_portable.serve.anthropic.schema import ERROR as MESSAGES_ERROR
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.middleware import ApiKeys, HeadRequests, RequestIds
 from glm_portable.serve.openapi import DocumentedApi
@@ -36,6 +37,7 @@ def create_app(service: Service) -> FastAPI:
     # The documentation pages would load scripts from another host.
     app = DocumentedApi(
         _BODIES,
+        {"MessagesError": MESSAGES_ERROR},
         title="glm-portable",
         version=version,
         docs_url=None,

@@ -35,6 +35,7 @@ _UNSUPPORTED = (
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
     *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
+    "continue_final_message",
 )
 
 
@@ -116,9 +117,10 @@ def _check_response_format(value: Any) -> None:
 
 
 class Thinking(Strict):
-    """The thinking switch as Z.ai's own API has it."""
+    """The thinking switch as Z.ai's own API has it. clear_thinking: of earlier turns (GLM-4.7)."""
 
     type: Literal["enabled", "disabled"] = "enabled"
+    clear_thinking: bool | None = None
 
 
 class ChatRequest(Request):
@@ -172,6 +174,7 @@ class ChatRequest(Request):
             options["enable_thinking"] = False
         if self.thinking is not None:
             options["enable_thinking"] = self.thinking.type == "enabled"
+            options["clear_thinking"] = self.thinking.clear_thinking
         return options | (self.chat_template_kwargs or {})
 
 

@@ -13,21 +13,27 @@ from glm_portable.serve.openai import respond
 from glm_portable.serve.openapi import describe
 from glm_portable.serve.service import Service
 
+_ERROR = "MessagesError"
+
 
 def router(service: Service) -> APIRouter:
     """The endpoints under /v1/messages."""
     routes = APIRouter(prefix=PATH)
     limit = service.settings.max_body_bytes
 
-    @routes.post("", **describe(MessagesRequest, "Answer a conversation (Anthropic)."))
+    answer = "Answer a conversation (Anthropic)."
+
+    @routes.post("", **describe(MessagesRequest, answer, error=_ERROR))
     async def messages(request: Request) -> Response:
         service.admit()
         body = await read(request, MessagesRequest, limit)
         return await respond(request, start_message(service, body), body.stream)
 
-    summary = "How many tokens a conversation has (Anthropic)."
+    count = "How many tokens a conversation has (Anthropic)."
 
-    @routes.post("/count_tokens", **describe(CountTokensRequest, summary, streams=False))
+    @routes.post(
+        "/count_tokens", **describe(CountTokensRequest, count, streams=False, error=_ERROR)
+    )
     async def count_tokens(request: Request) -> dict[str, int]:
         chat = (await read(request, CountTokensRequest, limit)).chat()
         service.model(chat.model)

@@ -66,3 +66,16 @@ CHOICE = {
         },
     ]
 }
+ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": _STRING, "message": _STRING},
+        },
+        "request_id": {"type": ["string", "null"]},
+    },
+}
