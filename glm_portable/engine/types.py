@@ -62,8 +62,9 @@ class Delta:
     text never ends inside a character or inside what may become a stop string, so it can trail
     token_ids; the last delta carries the rest. finish_reason is set on the last delta alone.
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
-    error: one sentence, with finish_reason "error". prompt_logprobs: on the first delta, if asked
-    for: of the prompt's tokens from the second on (nothing predicts the first).
+    error: one sentence, with finish_reason "error". num_cached_tokens: on the first delta that has
+    tokens, how many of the prompt's were found in the cache. prompt_logprobs: on the first delta,
+    if asked for: of the prompt's tokens from the second on (nothing predicts the first).
     """
 
     token_ids: tuple[int, ...] = ()
@@ -72,4 +73,5 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    num_cached_tokens: int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()

@@ -78,7 +78,7 @@ class Conversation:
             choice = self.choices[index]
             known = choice.reasoning_tokens
             events = choice.take(delta)
-            self.usage.count(delta, choice.reasoning_tokens - known)
+            self.usage.count(delta, choice.reasoning_tokens - known, first=index == 0)
             if choice.finish_reason is not None:
                 self.generation.stop(index)
             yield choice, events, delta

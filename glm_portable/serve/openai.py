@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request, Response
 
 from glm_portable.errors import UsageError
 from glm_portable.serve import conversation
-from glm_portable.serve.answer import Answer
 from glm_portable.serve.body import read
 from glm_portable.serve.chat_answer import ChatAnswer
 from glm_portable.serve.completion_answer import CompletionAnswer, RawPrompt, Reported
@@ -20,7 +19,7 @@ from glm_portable.serve.openapi import describe
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
 from glm_portable.serve.service import Service
-from glm_portable.serve.streaming import ClientGone, EventStream, encode, unless_disconnected
+from glm_portable.serve.streaming import ClientGone, Streamable, encode, unless_disconnected
 from glm_portable.serve.structured.answers import constrain_text
 from glm_portable.serve.usage import Usage
 
@@ -59,13 +58,13 @@ def router(service: Service) -> APIRouter:
 
 
 async def respond(
-    request: Request, starting: Coroutine[Any, Any, Answer], stream: bool | None
+    request: Request, starting: Coroutine[Any, Any, Streamable], stream: bool | None
 ) -> Response:
     """Start an answer and send it; if the client goes away, whatever runs for it ends."""
     try:
         answer = await unless_disconnected(request.receive, starting)
         if stream:
-            return EventStream(answer.generation, answer.chunks())
+            return answer.stream(answer.generation, answer.chunks())
         async with answer.generation:
             whole = await unless_disconnected(request.receive, answer.whole())
     except ClientGone:

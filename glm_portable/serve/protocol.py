@@ -38,6 +38,7 @@ _UNSUPPORTED = (
     *("audio", "suffix", "prompt_embeds", "use_beam_search"),
     *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
+    "continue_final_message",
 )
 
 
@@ -129,9 +130,10 @@ class Request(Strict):
 
 
 class Thinking(Strict):
-    """The thinking switch as Z.ai's own API has it."""
+    """The thinking switch as Z.ai's own API has it. clear_thinking: of earlier turns (GLM-4.7)."""
 
     type: Literal["enabled", "disabled"] = "enabled"
+    clear_thinking: bool | None = None
 
 
 class ChatRequest(Request):
@@ -185,6 +187,7 @@ class ChatRequest(Request):
             options["enable_thinking"] = False
         if self.thinking is not None:
             options["enable_thinking"] = self.thinking.type == "enabled"
+            options["clear_thinking"] = self.thinking.clear_thinking
         return options | (self.chat_template_kwargs or {})
 
 
