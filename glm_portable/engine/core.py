@@ -1,8 +1,9 @@
 """The engine without its thread: schedule, compute, sample, and hand out what came of it."""
 
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from glm_portable.config import ModelConfig
 from glm_portable.engine.kv_cache import PagePool
 from glm_portable.engine.limits import EngineLimits
+from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer, note_tokens
 from glm_portable.engine.request import Request
 from glm_portable.engine.sampling import Sampled, sample
 from glm_portable.engine.scheduler import Chunk, Scheduler
@@ -66,8 +68,15 @@ class EngineCore:
     others.
     """
 
-    def __init__(self, model: LanguageModel, limits: EngineLimits, vocab_size: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        limits: EngineLimits,
+        vocab_size: int,
+        observer: Observer | None = None,
+    ) -> None:
         self.model, self.limits, self.vocab_size = model, limits, vocab_size
+        self.observer = observer or NullObserver()
         self.pool = PagePool(limits.num_pages, limits.page_size)
         self.scheduler = Scheduler(self.pool, limits.max_num_seqs, limits.max_num_batched_tokens)
         self.requests: dict[str, Request] = {}
@@ -116,10 +125,11 @@ class EngineCore:
         sampling = [chunk for chunk in chunks if chunk.samples]
         requests = [self.requests[chunk.sequence.request_id] for chunk in sampling]
         self._steps += 1
+        self._note_start(chunks)
         try:
             sampled = self._compute(chunks, requests)
         except Exception:
-            log.exception("a step of %d requests failed", len(chunks))
+            log.exception("a step of %d requests failed: %s", len(chunks), _names(chunks))
             self._failed_steps += 1
             self._failures_in_a_row += 1
             failed = [self.requests[chunk.sequence.request_id] for chunk in chunks]
@@ -154,6 +164,8 @@ class EngineCore:
             self.fail([request], "The server failed on this answer; its log has the reason.")
             return
         self._generation_tokens += len(delta.token_ids)
+        if delta.token_ids:
+            note_tokens(self.observer, request.timeline, time.monotonic())
         if delta.finish_reason is None:
             self._emit(request, delta)
         else:
@@ -162,7 +174,26 @@ class EngineCore:
     def _finish(self, request: Request, delta: Delta) -> None:
         """Free what the request holds, then tell its caller."""
         self._forget(request)
-        self._emit(request, delta)
+        assert delta.finish_reason is not None
+        self.observer.on_finish(
+            FinishedRequest(
+                request.request_id,
+                delta.finish_reason,
+                request.num_prompt_tokens,
+                request.num_generated,
+                request.params.max_tokens,
+                request.timeline,
+            )
+        )
+        self._emit(request, replace(delta, timeline=request.timeline))
+
+    def _note_start(self, chunks: Sequence[Chunk]) -> None:
+        now = time.monotonic()
+        for chunk in chunks:
+            timeline = self.requests[chunk.sequence.request_id].timeline
+            if timeline.scheduled is None:
+                timeline.scheduled = now
+        self.observer.on_step(sum(chunk.count for chunk in chunks))
 
     def _forget(self, request: Request) -> None:
         del self.requests[request.request_id]
@@ -176,3 +207,7 @@ class EngineCore:
             log.exception("the callback of request %s raised; aborted", request.request_id)
             if request.request_id in self.requests:
                 self._forget(request)
+
+
+def _names(chunks: Sequence[Chunk]) -> str:
+    return ", ".join(chunk.sequence.request_id for chunk in chunks)

@@ -1,12 +1,12 @@
 """One request from its submission to its last delta."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from glm_portable.engine.sampling import RowSampler, Sampled
 from glm_portable.engine.scheduler import Sequence
 from glm_portable.engine.stopping import AnswerText
-from glm_portable.engine.types import Delta, FinishReason, SamplingParams
+from glm_portable.engine.types import Delta, FinishReason, SamplingParams, Timeline
 
 OnDelta = Callable[[Delta], None]
 
@@ -26,6 +26,7 @@ class Request:
     eos_ids: frozenset[int]
     text: AnswerText
     row: RowSampler
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def request_id(self) -> str:

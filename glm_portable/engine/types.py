@@ -1,5 +1,6 @@
 """What goes into the engine and what comes out of it; torch-free."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -46,6 +47,19 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
+@dataclass(slots=True)
+class Timeline:
+    """When what happened to a request, in seconds of `time.monotonic()`; None: it did not.
+
+    scheduled: the start of the first step it was in. first_token, last_token: the ends of steps.
+    """
+
+    arrived: float = field(default_factory=time.monotonic)
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
 @dataclass(frozen=True)
 class Delta:
     """What one request gained since the last delta.
@@ -53,7 +67,7 @@ class Delta:
     text never ends inside a character or inside what may become a stop string, so it can trail
     token_ids; the last delta carries the rest. finish_reason is set on the last delta alone.
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
-    error: one sentence, with finish_reason "error".
+    error: one sentence, with finish_reason "error". timeline: on the last delta alone.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -62,3 +76,4 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    timeline: Timeline | None = None
