@@ -14,6 +14,7 @@ from glm_portable.serve.chat import Prompt
 from glm_portable.serve.chat_answer import ChatAnswer, ChatChoice
 from glm_portable.serve.completion_answer import CompletionAnswer
 from glm_portable.serve.errors import from_usage_error
+from glm_portable.serve.exchange import note_error
 from glm_portable.serve.forced_call import choose
 from glm_portable.serve.generation import Job
 from glm_portable.serve.openapi import describe
@@ -21,7 +22,13 @@ from glm_portable.serve.parsing import Parser
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
 from glm_portable.serve.service import Service
-from glm_portable.serve.streaming import ClientGone, EventStream, encode, unless_disconnected
+from glm_portable.serve.streaming import (
+    CLIENT_GONE,
+    ClientGone,
+    EventStream,
+    encode,
+    unless_disconnected,
+)
 from glm_portable.serve.tools import openings
 from glm_portable.serve.usage import Usage
 
@@ -70,6 +77,7 @@ async def respond(
         async with answer.generation:
             whole = await unless_disconnected(request.receive, answer.whole())
     except ClientGone:
+        note_error(CLIENT_GONE)
         return Response(status_code=499)  # nobody gets it
     return Response(encode(whole), media_type="application/json")
 
