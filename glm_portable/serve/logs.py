@@ -28,7 +28,8 @@ def configure(log_format: LogFormat, level: str, log_requests: bool = True) -> N
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     access.disabled = not log_requests
-    for talkative in ("httpx", "httpcore"):  # a line for every file looked for on a hub
+    # A line for every file looked for on a hub, and for every step of starting and stopping.
+    for talkative in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(talkative).setLevel(max(logging.WARNING, logging.root.level))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from glm_portable import pocket
 from glm_portable.config import ModelConfig
+from glm_portable.engine.core import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
 from glm_portable.serve.chat import ChatTemplate, detect_format
@@ -32,6 +33,7 @@ class Submitted:
     prompt_ids: list[int]
     params: SamplingParams
     send: Callable[[Delta], None]
+    name: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -69,7 +71,18 @@ class FakeEngine:
     """Answers each request with what `script` returns for it, from a thread of its own."""
 
     def __init__(self) -> None:
-        self.healthy = True
+        self.stats_now = EngineStats(
+            running=1,
+            waiting=0,
+            pages_used=3,
+            pages_total=4,
+            prompt_tokens=50,
+            generation_tokens=60,
+            preemptions=7,
+            steps=80,
+            failed_steps=9,
+            healthy=True,
+        )
         self.script: Script = lambda request: says("Hello there.")
         self.requests: list[Submitted] = []
         self._arrived = threading.Condition()
@@ -79,10 +92,12 @@ class FakeEngine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
+        *,
+        name: str = "",
     ) -> int:
         if len(prompt_ids) >= WINDOW:
             raise UsageError(f"This model's maximum context length is {WINDOW} tokens, not more.")
-        request = Submitted(list(prompt_ids), params, on_delta)
+        request = Submitted(list(prompt_ids), params, on_delta, name)
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()
@@ -93,8 +108,8 @@ class FakeEngine:
     def cancel(self, request_id: int) -> None:
         self.requests[request_id].cancelled.set()
 
-    def stats(self) -> "FakeEngine":
-        return self
+    def stats(self) -> EngineStats:
+        return self.stats_now
 
     def _answer(self, request: Submitted) -> None:
         for delta in self.script(request):
