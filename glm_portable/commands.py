@@ -75,7 +75,14 @@ def run_server(
             settings = replace(settings, served_model_names=(glm.name,))
         observed = RequestMetrics(limits.max_model_len)
         engine = stack.enter_context(
-            Engine(ranks.leader(glm.model), glm.tokenizer, limits, seed, observed)
+            Engine(
+                ranks.leader(glm.model),
+                glm.tokenizer,
+                limits,
+                seed,
+                glm.speculative,
+                observed,
+            )
         )
         service = Service(
             engine,

@@ -47,6 +47,7 @@ def measure(engine: Engine, prompt: list[int], others: int) -> tuple[TokenLogpro
 def faults(glm: GLM) -> Iterator[tuple[str, Tensor, Callable[[Tensor], Tensor]]]:
     """(what is wrong, the tensor, how it is spoilt)"""
     first, last = glm.model.layers[0], glm.model.layers[-1]
+    assert last.moe is not None
     yield "the first layer's o_proj is zero", first.attention.out.data, torch.zeros_like
     yield "the last layer's o_proj is zero", last.attention.out.data, torch.zeros_like
     yield "the last layer's experts' down is zero", last.moe.down.data, torch.zeros_like

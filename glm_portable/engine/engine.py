@@ -13,10 +13,12 @@ from glm_portable.engine import admission
 from glm_portable.engine.completion import Answer, Completion, EngineFailure
 from glm_portable.engine.core import EngineCore, EngineStats, LanguageModel
 from glm_portable.engine.limits import EngineLimits, default_limits
+from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.observer import Observer
 from glm_portable.engine.request import Request
 from glm_portable.engine.sampling import RowSampler
 from glm_portable.engine.scheduler import Sequence as TokenSequence
+from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.stopping import AnswerText, Tokenizer
 from glm_portable.engine.types import Delta, SamplingParams
 
@@ -27,6 +29,7 @@ __all__ = [
     "EngineFailure",
     "EngineLimits",
     "EngineStats",
+    "SpeculativeConfig",
     "default_limits",
 ]
 
@@ -41,7 +44,9 @@ class Engine:
     """Continuous batching over one model. Every method may be called from any thread.
 
     Use it as a context manager, or call `start` and, at the end, `close`. seed: requests without
-    a seed of their own get this one plus their number. observer: sees times and counts.
+    a seed of their own get this one plus their number. speculative: what to draft with the model's
+    MTP layer, None for nothing. observer: sees times and counts. Raises UsageError for a model
+    that has no such layer.
     """
 
     def __init__(
@@ -50,12 +55,13 @@ class Engine:
         tokenizer: Tokenizer,
         limits: EngineLimits,
         seed: int = 0,
+        speculative: SpeculativeConfig | None = None,
         observer: Observer | None = None,
     ) -> None:
         self.limits, self._tokenizer, self._seed = limits, tokenizer, seed
         self._vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
         self._eos_ids = frozenset(model.config.eos_token_id)
-        self._core = EngineCore(model, limits, self._vocab_size, observer)
+        self._core = EngineCore(model, limits, self._vocab_size, speculative, observer)
         # What the engine's thread has yet to see: a request, the id of one to cancel, or None
         # just to wake it up.
         self._inbox: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
@@ -169,7 +175,7 @@ class Engine:
         self._core.scheduler.check(length)
         number = next(self._numbers)
         eos_ids = frozenset() if params.ignore_eos else self._eos_ids
-        stop_ids = eos_ids.union(params.stop_token_ids).intersection(range(self._vocab_size))
+        stop_ids = {i for i in eos_ids.union(params.stop_token_ids) if 0 <= i < self._vocab_size}
         seed = self._seed + number if params.seed is None else params.seed
         return Request(
             params=params,
@@ -179,6 +185,7 @@ class Engine:
             eos_ids=eos_ids,
             text=AnswerText(self._tokenizer.stream(), params.stop),
             row=RowSampler(params, seed, stop_ids, prompt_ids, self._vocab_size),
+            prompt_logprobs=PromptLogprobs.of(prompt_ids, params.prompt_logprobs, self._vocab_size),
         )
 
     def _run(self) -> None:

@@ -30,6 +30,10 @@ class PagePool:
         """How many pages the table lacks to hold that many tokens."""
         return max(0, self.pages_for(tokens) - len(block_table))
 
+    def room(self, block_table: list[int]) -> int:
+        """How many tokens the table could hold if it took every free page."""
+        return (len(block_table) + self.num_free) * self.page_size
+
     def grow(self, block_table: list[int], tokens: int) -> bool:
         """Add pages until the table holds that many tokens; if they run out, change nothing."""
         count = self.missing(block_table, tokens)
@@ -37,6 +41,12 @@ class PagePool:
             return False
         block_table.extend(self._free.pop() for _ in range(count))
         return True
+
+    def shrink(self, block_table: list[int], tokens: int) -> None:
+        """Take back the pages behind those that hold that many tokens."""
+        kept = self.pages_for(tokens)
+        self._free.extend(reversed(block_table[kept:]))
+        del block_table[kept:]
 
     def release(self, block_table: list[int]) -> None:
         """Take all pages back and empty the table."""

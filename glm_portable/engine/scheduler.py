@@ -24,7 +24,8 @@ class Sequence:
 
     request_id: whose tokens they are, for the caller; the scheduler compares objects.
     token_ids: prompt and generated tokens. max_length: the most tokens it will ever have.
-    num_computed: how many of token_ids are in the cache, in the pages of block_table.
+    num_computed: how many of token_ids are in the cache, in the pages of block_table. drafts: a
+    guess at the tokens after token_ids, which a step may compute with them and so find right.
     """
 
     request_id: str
@@ -32,6 +33,7 @@ class Sequence:
     max_length: int
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
 
     @property
     def num_uncomputed(self) -> int:
@@ -40,15 +42,21 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next `count` tokens of a sequence, from its num_computed on."""
+    """The next `count` tokens of a sequence, from its num_computed on, and drafts behind them."""
 
     sequence: Sequence
     count: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many tokens it computes."""
+        return self.count + len(self.drafts)
 
     @property
     def token_ids(self) -> list[int]:
         start = self.sequence.num_computed
-        return self.sequence.token_ids[start : start + self.count]
+        return [*self.sequence.token_ids[start : start + self.count], *self.drafts]
 
     @property
     def samples(self) -> bool:
@@ -57,10 +65,16 @@ class Chunk:
 
 
 class Scheduler:
-    """Two queues over one page pool; both are in order of arrival."""
+    """Two queues over one page pool; both are in order of arrival.
 
-    def __init__(self, pool: PagePool, max_num_seqs: int, max_num_batched_tokens: int) -> None:
-        self.pool = pool
+    num_drafts: the most drafts a sequence can have. They get what budget and pages the tokens leave
+    over, and their pages for one step: nobody waits or is preempted for them.
+    """
+
+    def __init__(
+        self, pool: PagePool, max_num_seqs: int, max_num_batched_tokens: int, num_drafts: int = 0
+    ) -> None:
+        self.pool, self.num_drafts = pool, num_drafts
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -83,14 +97,21 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next step, at least one token if there is any sequence; its pages are allocated."""
+        if self.num_drafts:
+            for sequence in self.running:
+                self.pool.shrink(sequence.block_table, len(sequence.token_ids))
         chunks = self._continue_running()
         self._admit(chunks)
-        return chunks
+        return self._with_drafts(chunks) if self.num_drafts else chunks
 
     def complete(self, chunks: Iterable[Chunk]) -> None:
-        """Note that a step has been computed. Tokens sampled from it are appended after this."""
+        """Note that a step has computed the chunks' known tokens."""
         for chunk in chunks:
             chunk.sequence.num_computed += chunk.count
+
+    def accept(self, sequence: Sequence, count: int) -> None:
+        """Note that it computed that many drafts which now are among token_ids."""
+        sequence.num_computed += count
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or cancelled sequence and free its pages."""
@@ -143,3 +164,21 @@ class Scheduler:
         """Keep a page for each running sequence: one admitted too early is preempted at once."""
         need = self.pool.missing(sequence.block_table, len(sequence.token_ids))
         return need + len(self.running) <= self.pool.num_free
+
+    def _with_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Add to the chunks that sample what drafts fit, and pages for drafting the next ones."""
+        budget = self.max_num_batched_tokens - sum(chunk.count for chunk in chunks)
+        drafting = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if chunk.samples:
+                known = len(sequence.token_ids)
+                room = min(self.pool.room(sequence.block_table), sequence.max_length - 1)
+                drafts = tuple(sequence.drafts[: min(budget, room - known)])
+                # The next ones are drafted behind these, each but the first in a slot of its own.
+                last = known + len(drafts) + self.num_drafts - 1
+                self.pool.grow(sequence.block_table, min(last, room))
+                budget -= len(drafts)
+                chunk = Chunk(sequence, chunk.count, drafts)
+            drafting.append(chunk)
+        return drafting

@@ -8,22 +8,26 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
+from glm_portable.serve import openai, tokenize
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.exchange import Exchange, note_error
 from glm_portable.serve.logs import log_access
 from glm_portable.serve.metrics import Metrics
-from glm_portable.serve.middleware import ApiKeys, Exchanges
-from glm_portable.serve.openai import router
+from glm_portable.serve.middleware import ApiKeys, Exchanges, HeadRequests
 from glm_portable.serve.openapi import DocumentedApi
 from glm_portable.serve.operations import add_operations
+from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.rate import RateLimit
 from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.service import Service
+from glm_portable.serve.tokenize import DetokenizeRequest, TokenizeRequest
 
 _MESSAGES = {
     404: "There is nothing at {path}; see /openapi.json.",
     405: "{path} does not take {method}; see /openapi.json.",
 }
+
+_BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -31,7 +35,12 @@ def create_app(service: Service) -> FastAPI:
     version = metadata.version("glm-portable")
     # The documentation pages would load scripts from another host.
     app = DocumentedApi(
-        title="glm-portable", version=version, docs_url=None, redoc_url=None, redirect_slashes=False
+        _BODIES,
+        title="glm-portable",
+        version=version,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     metrics = Metrics(
         lambda: service.engine.stats(),
@@ -39,7 +48,9 @@ def create_app(service: Service) -> FastAPI:
         service.observed or RequestMetrics(service.max_model_len),
         service.cache_config,
     )
-    app.include_router(router(service))
+    app.include_router(openai.router(service))
+    for prefix in ("", "/v1"):
+        app.include_router(tokenize.router(service, prefix))
     add_operations(app, service, metrics, version)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -62,6 +73,7 @@ def _add_middleware(app: FastAPI, service: Service, metrics: Metrics) -> None:
             allow_headers=["*"],
             expose_headers=["x-request-id", "request-id", "retry-after"],
         )
+    app.add_middleware(HeadRequests)
 
     def on_end(exchange: Exchange, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "other")

@@ -1,7 +1,6 @@
 """The bridge from the engine's thread to the server's event loop."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,6 +10,7 @@ from glm_portable.engine.core import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.serve.errors import ApiError, internal_error, timed_out, unavailable
 from glm_portable.serve.exchange import current
+from glm_portable.serve.mailbox import Mailbox
 
 
 class Engine(Protocol):
@@ -59,17 +59,20 @@ class Generation:
         engine: Engine,
         jobs: Sequence[Job],
         registry: "set[Generation]",
+        mailbox: Mailbox,
         timeout_s: float | None = None,
     ) -> None:
-        """`registry` holds this object from its start to its end. timeout_s: for all of it."""
+        """`registry` holds this object from its start to its end. mailbox: of the running loop.
+
+        timeout_s: after which `deltas` raises.
+        """
         self._engine, self._jobs, self._registry = engine, jobs, registry
-        self._timeout_s = timeout_s
+        self._mailbox, self._timeout_s = mailbox, timeout_s
         self._timer: asyncio.TimerHandle | None = None
         self._exchange = current()
         self._given_up = unavailable(
             "The server stopped before the answer was complete; send it again."
         )
-        self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         self._running: dict[int, Any] = {}
 
@@ -82,7 +85,8 @@ class Generation:
             self._exchange.begin([job.prompt_ids for job in self._jobs], self._jobs[0].params)
         if self._timeout_s is not None:
             error = timed_out(self._timeout_s)
-            self._timer = self._loop.call_later(self._timeout_s, self.abort, error)
+            loop = self._mailbox.loop
+            self._timer = loop.call_later(self._timeout_s, self.abort, error)
         try:
             for index, job in enumerate(self._jobs):
                 receive = self._receiver(index)
@@ -94,12 +98,7 @@ class Generation:
             raise
 
     def _receiver(self, index: int) -> Callable[[Delta], None]:
-        def receive(delta: Delta) -> None:
-            # The loop is closed only when the server was forced to stop: nobody is waiting then.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, delta))
-
-        return receive
+        return lambda delta: self._mailbox.put(self._queue.put_nowait, (index, delta))
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """(choice, delta) as they come, until every choice has ended.

@@ -22,6 +22,9 @@ _COUNTERS = (
     ("vllm:prompt_tokens", "Tokens of prompts that were read.", "prompt_tokens"),
     ("vllm:generation_tokens", "Tokens generated.", "generation_tokens"),
     ("vllm:num_preemptions", "Requests set back because the cache was full.", "preemptions"),
+    ("vllm:spec_decode_num_drafts", "Times that tokens were drafted.", "num_drafts"),
+    ("vllm:spec_decode_num_draft_tokens", "Tokens drafted.", "num_draft_tokens"),
+    ("vllm:spec_decode_num_accepted_tokens", "Drafted tokens kept.", "num_accepted_tokens"),
     ("glm_portable_engine_steps", "Steps computed.", "steps"),
     ("glm_portable_engine_failed_steps", "Steps that failed.", "failed_steps"),
 )
@@ -121,6 +124,14 @@ class EngineCollector(Collector):
         yield self._gauge("glm_portable_engine_healthy", "0 after several failed steps.", healthy)
         for name, text, field in _COUNTERS:
             yield self._counter(name, text, getattr(stats, field))
+        accepted = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Drafted tokens kept, by their place in the draft, from 0.",
+            labels=[*self._labels, "position"],
+        )
+        for position, count in enumerate(stats.accepted_by_position):
+            accepted.add_metric([*self._labels.values(), str(position)], count)
+        yield accepted
         yield self._info()
         yield from self._requests.families(self._labels)
 

@@ -64,6 +64,22 @@ class Exchanges:
             self._on_end(exchange, scope)
 
 
+class HeadRequests:
+    """Answers HEAD as GET; the server itself leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send)
+        finally:
+            scope["route"] = as_get.get("route")  # for whom the exchange is told to
+
+
 class ApiKeys:
     """Asks for an API key everywhere but on the open paths.
 

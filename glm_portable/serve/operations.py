@@ -62,7 +62,5 @@ def _add(
     summary: str,
     **options: Any,
 ) -> None:
-    """For GET, and for HEAD, which some pollers send first."""
     described = describe(None, summary, operation=True)
     app.add_api_route(path, answer, methods=["GET"], **described, **options)
-    app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)

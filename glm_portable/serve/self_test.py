@@ -17,6 +17,7 @@ from glm_portable.engine.types import SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.generation import Engine, Generation, Job
+from glm_portable.serve.mailbox import Mailbox
 
 TEXT = "In 1969 the quick brown fox wrote f(x) = 3x + 7; 敏捷的狐狸 jumped over 42 lazy dogs, then"
 PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=20)
@@ -84,7 +85,8 @@ class SelfTest:
 
     async def _compute(self, engine: Engine) -> tuple[TokenLogprob, ...]:
         found: list[TokenLogprob] = []
-        async with Generation(engine, [self._job], set()) as generation:
+        mailbox = Mailbox(asyncio.get_running_loop())
+        async with Generation(engine, [self._job], set(), mailbox) as generation:
             generation.start()
             async for _, delta in generation.deltas():
                 found += delta.logprobs

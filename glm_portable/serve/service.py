@@ -1,5 +1,6 @@
 """What the endpoints share: the model's parts, the settings, and whether requests are welcome."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from glm_portable.serve.errors import (
 )
 from glm_portable.serve.exchange import current
 from glm_portable.serve.generation import Engine, Generation, Job
+from glm_portable.serve.mailbox import Mailbox
 from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.self_test import PARAMS, TEXT, SelfTest
 from glm_portable.serve.settings import ServerSettings
@@ -42,6 +44,7 @@ class Service:
     tracing: Tracing | None = None
     draining: bool = False
     running: set[Generation] = field(default_factory=set)
+    _mailbox: Mailbox | None = None
 
     def __post_init__(self) -> None:
         room = self.max_model_len - (PARAMS.max_tokens or 0)
@@ -91,8 +94,13 @@ class Service:
     def generate(self, jobs: Sequence[Job]) -> Generation:
         """Start the choices of one request. Raises ApiError if the engine refuses one."""
         self._check_queue()  # again: others came while the request was read and rendered
-        timeout_s = self.settings.request_timeout_s
-        generation = Generation(self.engine, jobs, self.running, timeout_s)
+        generation = Generation(
+            self.engine,
+            jobs,
+            self.running,
+            self._current_mailbox(),
+            self.settings.request_timeout_s,
+        )
         try:
             generation.start()
         except UsageError as error:
@@ -100,6 +108,12 @@ class Service:
         except EngineDraining as error:
             raise unavailable(str(error)) from None
         return generation
+
+    def _current_mailbox(self) -> Mailbox:
+        loop = asyncio.get_running_loop()
+        if self._mailbox is None or self._mailbox.loop is not loop:
+            self._mailbox = Mailbox(loop)
+        return self._mailbox
 
     def abort(self) -> None:
         """End every running request with an error its client can see."""
