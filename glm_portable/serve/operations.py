@@ -24,11 +24,11 @@ def add_operations(app: FastAPI, service: Service, metrics: Metrics, version: st
 
     async def health(request: Request) -> dict[str, Any]:
         check = request.query_params.get("check")
-        service.check_health()
         if check is None:
-            return {"status": "ok"}
+            return await ready()
         if check != "numerics":
             raise bad_request("check can only be numerics.", "check", "invalid_value")
+        service.check_draining()  # and no more: a good run ends what a bad one began
         outcome = await service.self_test.run(service.engine)
         service.check_health()
         return {"status": "ok", "numerics": {"drift": outcome.drift, "bound": BOUND}}

@@ -52,7 +52,7 @@ class Service:
 
     def admit(self) -> None:
         """Raises ApiError when the server takes no more requests: 503, or 429 for now."""
-        self._check_draining()
+        self.check_draining()
         self._check_queue()
 
     def _check_queue(self) -> None:
@@ -66,13 +66,14 @@ class Service:
 
         An engine that failed repeatedly is still tried when one comes: a good step heals it.
         """
-        self._check_draining()
+        self.check_draining()
         if not self.engine.stats().healthy:
             raise unhealthy("The engine failed several times in a row.")
         if self.self_test.failure is not None:
             raise unhealthy(self.self_test.failure)
 
-    def _check_draining(self) -> None:
+    def check_draining(self) -> None:
+        """Raises ApiError (503) when the server is ending."""
         if self.draining:
             raise unavailable("The server is shutting down.")
 

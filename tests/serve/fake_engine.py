@@ -1,5 +1,6 @@
 """An engine whose answers a test writes itself, behind the real HTTP server."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -154,8 +155,10 @@ def fake_service(engine: FakeEngine, settings: ServerSettings) -> Service:
 
 
 @contextmanager
-def serving(service: Service) -> Iterator[tuple[str, Server, threading.Thread]]:
-    """Serve on a free port in a thread; leaving the block drains and ends it."""
+def serving(
+    service: Service, sock: socket.socket | None = None
+) -> Iterator[tuple[str, Server, threading.Thread]]:
+    """Serve on `sock` or a free port in a thread; leaving the block drains and ends it."""
     ready = threading.Event()
     urls: list[str] = []
 
@@ -164,7 +167,7 @@ def serving(service: Service) -> Iterator[tuple[str, Server, threading.Thread]]:
         ready.set()
 
     server = Server(service, on_ready)
-    sock = bind(service.settings)
+    sock = sock or bind(service.settings)
     sock.listen()
     thread = threading.Thread(target=server.run, args=[[sock]], daemon=True)
     thread.start()
