@@ -132,8 +132,8 @@ async def _keep_asking(
 ) -> None:
     order = list(cases)
     random.Random(seed).shuffle(order)
-    for case, alone in itertools.cycle(order):
-        if now() >= end:
+    for number, (case, alone) in enumerate(itertools.cycle(order)):
+        if number and now() >= end:
             return
         try:
             tally.add(case, await ask(http, case.path, case.body, case.leave_after), alone)
