@@ -7,10 +7,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from glm_portable.serve import openai, tokenize
+from glm_portable.serve.anthropic import routes as anthropic
+from glm_portable.serve.anthropic.errors import MessagesErrors
+from glm_portable.serve.anthropic.request import CountTokensRequest, MessagesRequest
+from glm_portable.serve.anthropic.schema import ERROR as MESSAGES_ERROR
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.middleware import ApiKeys, HeadRequests, RequestIds
 from glm_portable.serve.openapi import DocumentedApi
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
+from glm_portable.serve.responses import routes as responses
+from glm_portable.serve.responses.request import ResponsesRequest
 from glm_portable.serve.service import Service
 from glm_portable.serve.tokenize import DetokenizeRequest, TokenizeRequest
 
@@ -19,7 +25,10 @@ _MESSAGES = {
     405: "{path} does not take {method}; see /openapi.json.",
 }
 
-_BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_BODIES = (
+    *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest),
+    *(ResponsesRequest, MessagesRequest, CountTokensRequest),
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -28,6 +37,7 @@ def create_app(service: Service) -> FastAPI:
     # The documentation pages would load scripts from another host.
     app = DocumentedApi(
         _BODIES,
+        {"MessagesError": MESSAGES_ERROR},
         title="glm-portable",
         version=version,
         docs_url=None,
@@ -35,6 +45,8 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(openai.router(service))
+    app.include_router(responses.router(service))
+    app.include_router(anthropic.router(service))
     for prefix in ("", "/v1"):
         app.include_router(tokenize.router(service, prefix))
     _add_operations(app, service, version)
@@ -53,6 +65,7 @@ def create_app(service: Service) -> FastAPI:
         )
     app.add_middleware(HeadRequests)
     app.add_middleware(RequestIds)
+    app.add_middleware(MessagesErrors)
     return app
 
 

@@ -11,6 +11,7 @@ from glm_portable.serve.errors import ApiError, from_usage_error, unavailable
 from glm_portable.serve.generation import Engine, Generation, Job
 from glm_portable.serve.mailbox import Mailbox
 from glm_portable.serve.settings import ServerSettings
+from glm_portable.serve.structured.compiler import Compiler
 from glm_portable.tokenizer import Tokenizer
 
 
@@ -30,6 +31,10 @@ class Service:
     draining: bool = False
     running: set[Generation] = field(default_factory=set)
     _mailbox: Mailbox | None = None
+    grammars: Compiler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.grammars = Compiler(self.tokenizer)
 
     def admit(self) -> None:
         """Raises ApiError (503) when the server takes no more requests."""
