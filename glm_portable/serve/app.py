@@ -10,6 +10,7 @@ from glm_portable.serve.errors import ApiError
 from glm_portable.serve.middleware import ApiKeys, RequestIds
 from glm_portable.serve.openai import router
 from glm_portable.serve.openapi import DocumentedApi
+from glm_portable.serve.page import add_page
 from glm_portable.serve.service import Service
 
 _MESSAGES = {
@@ -27,6 +28,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.include_router(router(service))
     _add_operations(app, service, version)
+    add_page(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     settings = service.settings

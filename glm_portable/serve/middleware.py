@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from glm_portable.serve import page
 from glm_portable.serve.errors import ApiError, internal_error
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/health", "/version", "/openapi.json"})
+OPEN_PATHS = frozenset({"/health", "/version", "/openapi.json"}) | page.PATHS
 """Need no API key: they tell nothing about the model or its users."""
 
 _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)

@@ -11,7 +11,8 @@ class ServerSettings:
     """Settings of the HTTP server. Durations are seconds.
 
     served_model_names: what requests may call the model; the first is what answers call it.
-    api_keys: any of them opens every path except /health, /version and /openapi.json; none: open.
+    api_keys: any of them opens every path but the page at /, /health, /version and /openapi.json;
+    none: all are open.
     allowed_origins: web pages (CORS) that may call the server; "*" for all.
     header_timeout_s, body_timeout_s: a client slower than this is disconnected.
     drain_grace_s: after SIGTERM, how long running requests may take to finish.
