@@ -300,6 +300,22 @@ def test_an_error_in_a_stream_keeps_what_came(server: Running, page: Page) -> No
     assert page.text(".answer .said") == "A whole answer."
 
 
+def test_an_error_after_a_result_keeps_the_result(server: Running, page: Page) -> None:
+    use_tools(page, [WEATHER])
+    answers = [says(CALL), [FAILURE], says("It rains.")]
+    server.engine.script = lambda request: answers[len(server.engine.requests) - 1]
+    ask(page, "Weather?")
+    wait(page)
+    page.type("rain")
+    page.press("Enter")
+    page.until("!document.getElementById('problem').hidden")
+    assert page.js("document.querySelector('.call textarea').value") == "rain"
+    page.click(".call button")
+    page.until("document.querySelectorAll('.answer').length === 2")
+    wait(page)
+    assert page.text(".answer:last-child .said") == "It rains."
+
+
 def test_a_server_that_is_gone_is_named(browser: ClientConnection) -> None:
     with new_page(browser) as page:
         with fake_server() as running:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from glm_portable.engine.engine import Engine
 from glm_portable.glm import GLM
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
+from tests.browser import chromium, needs_browser, new_page
 from tests.serve.conversation import folded
 from tests.serve.fake_engine import WAIT_S, serving
 from tests.serve.raw import start_request
@@ -214,3 +216,18 @@ def test_a_client_that_leaves_frees_its_pages(pocket: Pocket, stream: bool) -> N
         assert pocket.engine.stats().steps < left_at + 500
         httpx.get(f"{pocket.url}/health")
     assert pocket.engine.stats().running == 0
+
+
+@needs_browser
+def test_the_page_shows_what_the_model_thinks_and_answers(pocket: Pocket, tmp_path: Path) -> None:
+    with chromium(tmp_path) as browser, new_page(browser) as page:
+        page.open(pocket.url)
+        page.until("document.getElementById('model').value === 'glm-pocket'")
+        page.js("document.getElementById('temperature').value = '0'")
+        page.type("What is 17 + 25?")
+        page.press("Enter")
+        page.until("document.querySelector('.answer .again')?.hidden === false")
+        assert "42" in page.text(".answer .said") and "17" in page.js(
+            "document.querySelector('.thought').textContent"
+        )
+        assert "tokens/s" in page.text(".figures")

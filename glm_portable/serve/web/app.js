@@ -197,7 +197,7 @@ async function loadModels(chosen = $("model").value) {
 
 function showWindow() {
   const tokens = $("model").selectedOptions[0]?.window;
-  $("window").textContent = tokens ? `${tokens.toLocaleString("en")} tokens` : "";
+  $("window").textContent = tokens ? `context of ${tokens.toLocaleString("en")} tokens` : "";
 }
 
 // --- a reload ----------------------------------------------------------------------------------
