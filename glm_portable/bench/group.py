@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from glm_portable.bench.host.command import host
 from glm_portable.bench.serve.command import serve
 from glm_portable.options import Group, config_option, option
 
@@ -23,7 +24,7 @@ class BenchGroup(Group):
 
 @click.group(cls=BenchGroup)
 def bench() -> None:
-    """Measure a model (`bench MODEL`), or a server under load (`bench serve`).
+    """Measure a model (`bench MODEL`), a server (`bench serve`), or the host (`bench host`).
 
     `bench MODEL` is short for `bench model MODEL`; `bench model --help` has its options.
     """
@@ -62,5 +63,5 @@ def model_command(model: str | None, batches: str, **options: Any) -> None:
     run_bench(model, batches=[int(count) for count in counts], **options)
 
 
-for command in (model_command, serve):
+for command in (model_command, serve, host):
     bench.add_command(command)

@@ -166,7 +166,7 @@ class Engine:
         self._core.scheduler.check(length)
         number = next(self._numbers)
         eos_ids = frozenset() if params.ignore_eos else self._eos_ids
-        stop_ids = eos_ids.union(params.stop_token_ids).intersection(range(self._vocab_size))
+        stop_ids = {i for i in eos_ids.union(params.stop_token_ids) if 0 <= i < self._vocab_size}
         seed = self._seed + number if params.seed is None else params.seed
         return Request(
             params=params,
