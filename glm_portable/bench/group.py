@@ -10,6 +10,7 @@ import click
 
 from glm_portable.bench.host.command import host
 from glm_portable.bench.serve.command import serve
+from glm_portable.bench.soak.command import soak
 from glm_portable.bench.speculative.command import speculative
 from glm_portable.options import Group, config_option, option
 
@@ -25,7 +26,11 @@ class BenchGroup(Group):
 
 @click.group(cls=BenchGroup)
 def bench() -> None:
+<<<<<<< HEAD
     """Measure a model (`bench MODEL`), a server (`bench serve`), the host, or drafting.
+=======
+    """Measure a model (`bench MODEL`), a server (`serve`, `soak`), or the host's part (`host`).
+>>>>>>> main
 
     `bench MODEL` is short for `bench model MODEL`; `bench model --help` has its options.
     """
@@ -64,5 +69,5 @@ def model_command(model: str | None, batches: str, **options: Any) -> None:
     run_bench(model, batches=[int(count) for count in counts], **options)
 
 
-for command in (model_command, serve, host, speculative):
+for command in (model_command, serve, soak, host, speculative):
     bench.add_command(command)
