@@ -26,11 +26,7 @@ class BenchGroup(Group):
 
 @click.group(cls=BenchGroup)
 def bench() -> None:
-<<<<<<< HEAD
-    """Measure a model (`bench MODEL`), a server (`bench serve`), the host, or drafting.
-=======
-    """Measure a model (`bench MODEL`), a server (`serve`, `soak`), or the host's part (`host`).
->>>>>>> main
+    """Measure a model (`bench MODEL`), a server (`serve`, `soak`), the host's part, or drafting.
 
     `bench MODEL` is short for `bench model MODEL`; `bench model --help` has its options.
     """

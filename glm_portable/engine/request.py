@@ -1,12 +1,7 @@
 """One request from its submission to its last delta."""
 
-<<<<<<< HEAD
 from collections.abc import Callable
-from dataclasses import dataclass
-=======
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
->>>>>>> main
+from dataclasses import dataclass, field
 
 from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.sampling import RowSampler, Sampled

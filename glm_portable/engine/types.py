@@ -1,18 +1,12 @@
 """What goes into the engine and what comes out of it; torch-free."""
 
-<<<<<<< HEAD
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
-=======
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from glm_portable.engine.grammar import Grammar
->>>>>>> main
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -82,16 +76,11 @@ class Delta:
     text never ends inside a character or inside what may become a stop string, so it can trail
     token_ids; the last delta carries the rest. finish_reason is set on the last delta alone.
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
-<<<<<<< HEAD
-    error: one sentence, with finish_reason "error". prompt_logprobs: on the first delta, if asked
-    for: of the prompt's tokens from the second on (nothing predicts the first). parts: where it has
-    several tokens, the deltas that these would have come in one by one.
-=======
     error: one sentence, with finish_reason "error". num_cached_tokens: on the first delta that has
     tokens, how many of the prompt's were found in the cache. prompt_logprobs: on the first delta,
-    if asked for: of the prompt's tokens from the second on (nothing predicts the first). timeline:
-    on the last delta alone.
->>>>>>> main
+    if asked for: of the prompt's tokens from the second on (nothing predicts the first). parts:
+    where it has several tokens, the deltas that these would have come in one by one. timeline: on
+    the last delta alone.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -102,8 +91,8 @@ class Delta:
     error: str | None = None
     num_cached_tokens: int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
-<<<<<<< HEAD
     parts: "tuple[Delta, ...]" = ()
+    timeline: Timeline | None = None
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:
@@ -117,6 +106,3 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
         parts=tuple(deltas),
     )
-=======
-    timeline: Timeline | None = None
->>>>>>> main

@@ -77,17 +77,18 @@ class Conversation:
         async for index, delta in self.generation.deltas():
             choice = self.choices[index]
             events: list[Event] = []
-            taken: list[Delta] = []
+            parts = delta.parts or (delta,)
             # Token by token: the thinking may end, or the choice with a call, before the last one.
-            for part in delta.parts or (delta,):
+            for count, part in enumerate(parts, 1):
                 known = choice.reasoning_tokens
                 events += choice.take(part)
                 self.usage.count(part, choice.reasoning_tokens - known, first=index == 0)
-                taken.append(part)
                 if choice.finish_reason is not None:
                     self.generation.stop(index)
+                    if count < len(parts):
+                        delta = joined(parts[:count])
                     break
-            yield choice, events, joined(taken)
+            yield choice, events, delta
 
 
 async def start(service: Service, request: ChatRequest) -> Conversation:
