@@ -28,7 +28,9 @@ class EngineStats:
     """A look at the engine. Token counts and the ones after them only ever grow.
 
     running, waiting: requests. prompt_tokens counts a prompt once, when its first token is
-    sampled, however often it was computed. healthy: false after several failed steps in a row.
+    sampled, however often it was computed. prefix_cache_queries: tokens of the prompts that looked
+    for others' pages; prefix_cache_hits: tokens they found. healthy: false after several failed
+    steps in a row.
     """
 
     running: int
@@ -41,6 +43,8 @@ class EngineStats:
     steps: int
     failed_steps: int
     healthy: bool
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
 
 
 class LanguageModel(Protocol):
@@ -69,7 +73,14 @@ class EngineCore:
     def __init__(self, model: LanguageModel, limits: EngineLimits, vocab_size: int) -> None:
         self.model, self.limits, self.vocab_size = model, limits, vocab_size
         self.pool = PagePool(limits.num_pages, limits.page_size)
-        self.scheduler = Scheduler(self.pool, limits.max_num_seqs, limits.max_num_batched_tokens)
+        self.scheduler = Scheduler(
+            self.pool,
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+            prefix_caching=limits.enable_prefix_caching,
+            chunked_prefill=limits.enable_chunked_prefill,
+            by_priority=limits.scheduling_policy == "priority",
+        )
         self.requests: dict[str, Request] = {}
         self._prompt_tokens = self._generation_tokens = 0
         self._steps = self._failed_steps = self._failures_in_a_row = 0
@@ -88,6 +99,8 @@ class EngineCore:
             steps=self._steps,
             failed_steps=self._failed_steps,
             healthy=self._failures_in_a_row < UNHEALTHY_AFTER,
+            prefix_cache_queries=self.scheduler.prefix_cache_queries,
+            prefix_cache_hits=self.scheduler.prefix_cache_hits,
         )
 
     def add(self, request: Request) -> None:

@@ -73,14 +73,20 @@ class Engine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> str:
         """Queue a request and return its id.
+
+        priority: the lower the earlier, where the scheduling policy is priority. cache_salt: the
+        request shares cached pages with requests of the same salt alone.
 
         on_delta is called on the engine's thread, so it must not block; of all its deltas the
         last one, and no other, has a finish_reason. If it raises, the request is given up.
         Raises UsageError for a request that cannot be served, EngineDraining during shutdown.
         """
-        request = self._request(list(prompt_ids), params, on_delta)
+        request = self._request(list(prompt_ids), params, on_delta, priority, cache_salt)
         with self._lock:
             if self._draining:
                 raise EngineDraining("The server is shutting down; send the request again later.")
@@ -149,7 +155,12 @@ class Engine:
         self.close()
 
     def _request(
-        self, prompt_ids: list[int], params: SamplingParams, on_delta: Callable[[Delta], None]
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        priority: int,
+        cache_salt: str,
     ) -> Request:
         admission.check_prompt(prompt_ids, self._vocab_size)
         admission.check_params(params, self._vocab_size)
@@ -162,7 +173,14 @@ class Engine:
         return Request(
             params=params,
             on_delta=on_delta,
-            sequence=TokenSequence(f"{number}", prompt_ids, length),
+            sequence=TokenSequence(
+                f"{number}",
+                prompt_ids,
+                length,
+                priority=priority,
+                salt=cache_salt,
+                skips_cached=params.may_skip_prompt,
+            ),
             num_prompt_tokens=len(prompt_ids),
             eos_ids=eos_ids,
             text=AnswerText(self._tokenizer.stream(), params.stop),

@@ -44,6 +44,7 @@ class Request:
         if sampled.token_id is None:
             error = "The model returned no finite logits for this request."
             return self.finish("error", error=error)
+        first = self.num_generated == 0
         self.sequence.token_ids.append(sampled.token_id)
         self.row.append(sampled.token_id)
         reason: FinishReason | None
@@ -64,6 +65,7 @@ class Request:
             logprobs=() if sampled.logprob is None else (sampled.logprob,),
             finish_reason=reason,
             stop_reason=stop_reason,
+            num_cached_tokens=self.sequence.num_cached if first else None,
         )
 
     def finish(self, reason: FinishReason, error: str | None = None) -> Delta:

@@ -33,6 +33,11 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
 
+    @property
+    def may_skip_prompt(self) -> bool:
+        """Whether the answer needs nothing of the prompt's tokens but the last one's logits."""
+        return getattr(self, "prompt_logprobs", None) is None
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -53,7 +58,8 @@ class Delta:
     text never ends inside a character or inside what may become a stop string, so it can trail
     token_ids; the last delta carries the rest. finish_reason is set on the last delta alone.
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
-    error: one sentence, with finish_reason "error".
+    error: one sentence, with finish_reason "error". num_cached_tokens: on the first delta that has
+    tokens, how many of the prompt's were found in the cache.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -62,3 +68,4 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    num_cached_tokens: int | None = None
