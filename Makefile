@@ -15,7 +15,7 @@ KERNELS := $(BIN)/pytest -q tests/kernels
 
 .PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 \
 	test-codegen verify-codegen verify-models verify-backends verify-simulator \
-	check verify-gpu
+	check verify-cpu verify-gpu
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
@@ -42,6 +42,13 @@ verify-models: .venv/kernels
 	for chip in gfx942 gfx950; do for format in bf16 fp8; do \
 		$(BIN)/glm-portable verify model --virtual $$chip --format $$format || exit 1; \
 	done; done
+
+# The whole suite on the CPU: every op with the shapes of the real models, the pocket model, and the
+# suite itself by faults put in on purpose.
+verify-cpu: .venv/kernels
+	time -p $(BIN)/glm-portable verify ops --full --backend cpu
+	time -p $(BIN)/glm-portable verify model --backend cpu
+	time -p $(BIN)/glm-portable verify faults --backend cpu
 
 # Every backend that this machine has or simulates, side by side: docs/verify.md. Exit code 2 says
 # that something is unsupported.
