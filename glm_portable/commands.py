@@ -13,7 +13,9 @@ from rich.console import Console
 
 from glm_portable import hub
 from glm_portable.convert import Conversion
-from glm_portable.engine.engine import Engine
+from glm_portable.engine.engine import Engine, EngineLimits
+from glm_portable.engine.limits import mib, page_bytes
+from glm_portable.errors import UsageError
 from glm_portable.evaluate import Answer, Ask, Call, Endpoint
 from glm_portable.glm import GLM
 from glm_portable.processes import start
@@ -25,6 +27,7 @@ from glm_portable.terminal import load_with_progress, progress_bar
 
 def run_server(
     model: str | None,
+    limit_options: dict[str, Any],
     *,
     host: str,
     port: int,
@@ -33,9 +36,6 @@ def run_server(
     allowed_origins: Sequence[str],
     drain_grace: float,
     max_model_len: int | None,
-    max_num_seqs: int | None,
-    max_num_batched_tokens: int | None,
-    kv_cache_memory: int | None,
     seed: int,
     reasoning_parser: str | None,
     enable_auto_tool_choice: bool,
@@ -46,7 +46,8 @@ def run_server(
 ) -> int:
     """Load, serve until a signal, drain; returns the exit code. Raises UsageError before that.
 
-    reasoning_parser and enable_auto_tool_choice change nothing: both are always on here.
+    limit_options: see `_limit_options`. reasoning_parser and enable_auto_tool_choice change
+    nothing: both are always on here.
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -60,24 +61,58 @@ def run_server(
         allowed_origins=tuple(allowed_origins),
         drain_grace_s=drain_grace,
     )
+    limit_options = _limit_options(**limit_options)
     sock = bind(settings)  # a taken port shows before the loading
     size = tensor_parallel_size
     groups = expert_parallel_size or (size if enable_expert_parallel else 1)
     with start(model, size, groups, load_options) as ranks:
         glm = load_with_progress(model, parallel=ranks.parallel, **load_options)
-        limits = glm.limits(
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            memory_bytes=kv_cache_memory,
-        )
+        leader = ranks.leader(glm.model)
+        limits = glm.limits(max_model_len=max_model_len, model=leader, **limit_options)
         settings = replace(
             settings,
             served_model_names=tuple(served_model_name) or (glm.name,),
             sampling=glm.sampling,
         )
-        with Engine(ranks.leader(glm.model), glm.tokenizer, limits, seed) as engine:
+        with Engine(leader, glm.tokenizer, limits, seed) as engine:
             return _serve(engine, glm, sock, settings, console)
+
+
+def _limit_options(
+    *,
+    max_num_batched_tokens: int | None,
+    enable_chunked_prefill: bool,
+    chunked_prefill_size: int | None,
+    kv_cache_memory: int | None,
+    preemption_mode: str,
+    **others: Any,
+) -> dict[str, Any]:
+    """What `GLM.limits` takes, of the options that have vLLM's and SGLang's names."""
+    if preemption_mode != "recompute":
+        raise UsageError(
+            f"preemption_mode {preemption_mode} is not supported: a request whose pages are needed "
+            "is computed again later, as far as it is not found in the cache; use recompute."
+        )
+    if chunked_prefill_size is not None:
+        if chunked_prefill_size == -1:
+            enable_chunked_prefill = False
+        elif max_num_batched_tokens not in (None, chunked_prefill_size):
+            raise UsageError(
+                f"--max-num-batched-tokens is {max_num_batched_tokens} and --chunked-prefill-size "
+                f"{chunked_prefill_size}, which mean the same; give one of them."
+            )
+        elif not enable_chunked_prefill:
+            raise UsageError(
+                f"--chunked-prefill-size {chunked_prefill_size} contradicts "
+                "--no-enable-chunked-prefill; give one of them."
+            )
+        else:
+            max_num_batched_tokens = chunked_prefill_size
+    return others | {
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "enable_chunked_prefill": enable_chunked_prefill,
+        "memory_bytes": kv_cache_memory,
+    }
 
 
 def _serve(
@@ -85,17 +120,24 @@ def _serve(
 ) -> int:
     """Answer requests until the end."""
     limits = engine.limits
-    tokens = limits.num_pages * limits.page_size
-    console.print(
-        f"KV cache: {tokens:,} tokens, {tokens / limits.max_model_len:.1f} windows of "
-        f"{limits.max_model_len:,}; up to {limits.max_num_seqs} sequences at once"
-    )
+    console.print(_cache(glm, limits))
     service = Service(
         engine, glm.chat, glm.tokenizer, glm.call_format, limits.max_model_len, settings
     )
     ranks = glm.model.parallel.size
     machine = glm.model.ops.name if ranks == 1 else f"{ranks} ranks of {glm.model.ops.name}"
     return run(service, sock, lambda url: console.print(_ready(url, settings, machine)))
+
+
+def _cache(glm: GLM, limits: EngineLimits) -> str:
+    tokens, dtype = limits.num_pages * limits.page_size, glm.model.kv_dtype
+    local = glm.model.parallel.local(glm.model.config)
+    size = limits.num_pages * page_bytes(local, limits.page_size, dtype.itemsize)
+    return (
+        f"KV cache: {tokens:,} tokens, {tokens / limits.max_model_len:.1f} windows of "
+        f"{limits.max_model_len:,}, in {mib(size)} MiB of {str(dtype).removeprefix('torch.')}; "
+        f"up to {limits.max_num_seqs} sequences at once"
+    )
 
 
 def _ready(url: str, settings: ServerSettings, machine: str) -> str:

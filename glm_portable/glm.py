@@ -22,9 +22,9 @@ from torch import Tensor
 from glm_portable import formats, hub, ops, pocket
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
-from glm_portable.engine.engine import Engine, EngineFailure, EngineLimits, default_limits
 from glm_portable.engine.core import LanguageModel
-from glm_portable.engine.limits import available_memory, page_bytes, mib, step_shape, total_memory
+from glm_portable.engine.engine import Engine, EngineFailure, EngineLimits, default_limits
+from glm_portable.engine.limits import available_memory, mib, page_bytes, step_shape, total_memory
 from glm_portable.engine.memory import MemoryOptions, estimated_step, measured_step
 from glm_portable.engine.types import Delta, FinishReason, SamplingParams
 from glm_portable.errors import UsageError
@@ -107,9 +107,10 @@ class GLM:
         "bf16" to convert the weights as they are read; None takes them as stored, or what fits if
         the backend does not run that. router_bias_from: the original of a conversion that lost its
         router biases. max_model_len: the window that `generate` has room for, the model's own if
-        None. kv_cache_dtype: auto (the model's), bfloat16, or fp8 (also fp8_e4m3). virtual: a chip to simulate, on which the backend computes. parallel: this process's
-        place among several that each load their part. on_bytes is called with (bytes just read,
-        bytes in all), on_note with what a person should know of the conversion.
+        None. kv_cache_dtype: auto (the model's), bfloat16, or fp8 (also fp8_e4m3). virtual: a chip
+        to simulate, on which the backend computes. parallel: this process's place among several
+        that each load their part. on_bytes is called with (bytes just read, bytes in all), on_note
+        with what a person should know of the conversion and of the cache.
         Raises UsageError for whatever cannot be loaded.
         """
         folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
@@ -362,9 +363,7 @@ def _kv_dtype(name: str, dtype: torch.dtype, backend: ops.Ops) -> torch.dtype:
             f"kv_cache_dtype {name} is not the model's {str(dtype).removeprefix('torch.')}: use "
             "auto or fp8, or load the model with that --dtype."
         )
-    raise UsageError(
-        f"kv_cache_dtype {name!r} is not one of auto, bfloat16, fp8, fp8_e4m3."
-    )
+    raise UsageError(f"kv_cache_dtype {name!r} is not one of auto, bfloat16, fp8, fp8_e4m3.")
 
 
 def _about_scales(model: Model) -> str:

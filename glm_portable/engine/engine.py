@@ -170,17 +170,15 @@ class Engine:
         eos_ids = frozenset() if params.ignore_eos else self._eos_ids
         stop_ids = eos_ids.union(params.stop_token_ids).intersection(range(self._vocab_size))
         seed = self._seed + number if params.seed is None else params.seed
+        sequence = TokenSequence(f"{number}", prompt_ids, length, priority, cache_salt)
+        sequence.skips_cached = self.limits.enable_prefix_caching and params.may_skip_prompt
+        if sequence.skips_cached:  # here and not on the engine's thread
+            page_size = self.limits.page_size
+            sequence.page_digests((len(prompt_ids) - 1) // page_size, page_size)
         return Request(
             params=params,
             on_delta=on_delta,
-            sequence=TokenSequence(
-                f"{number}",
-                prompt_ids,
-                length,
-                priority=priority,
-                salt=cache_salt,
-                skips_cached=params.may_skip_prompt,
-            ),
+            sequence=sequence,
             num_prompt_tokens=len(prompt_ids),
             eos_ids=eos_ids,
             text=AnswerText(self._tokenizer.stream(), params.stop),

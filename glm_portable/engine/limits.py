@@ -85,8 +85,8 @@ def step_shape(
     if tokens is None:
         tokens = max(2048, seqs or 0, 0 if enable_chunked_prefill else window)
     if seqs is None:
-        seqs = min(256, tokens)
-    if seqs > tokens:
+        seqs = min(256, max(1, tokens))
+    if seqs > tokens > 0:
         raise UsageError(
             f"max_num_seqs {seqs} exceeds max_num_batched_tokens {tokens}, so not every sequence "
             "could have a token of each step: lower the first or raise the second."
@@ -207,5 +207,6 @@ def _cgroup_memory(folder: Path) -> Iterator[int]:
         yield max(0, int(limit[0]) - int(used[0]) + cached)
 
 
-def mib(count: int) -> int:
-    return count // 2**20
+def mib(count: int) -> str:
+    """For sentences: "1,024"."""
+    return f"{count // 2**20:,}"

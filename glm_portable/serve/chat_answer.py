@@ -96,7 +96,7 @@ class ChatAnswer(Answer):
     async def _take(self) -> AsyncIterator[tuple[ChatChoice, list[Event], Delta]]:
         async for index, delta in self.generation.deltas():
             choice = self._choices[index]
-            self.usage.count(delta)
+            self.usage.count(delta, index)
             events = choice.take(delta)
             if choice.finish_reason is not None:
                 self.generation.stop(index)

@@ -77,6 +77,6 @@ class CompletionAnswer(Answer):
 
     async def _take(self) -> AsyncIterator[CompletionChoice]:
         async for index, delta in self.generation.deltas():
-            self.usage.count(delta)
+            self.usage.count(delta, index)
             self._choices[index].take(delta)
             yield self._choices[index]

@@ -8,6 +8,7 @@ in which nothing is enforced: it can still leave out a required one.
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from glm_portable.engine.types import SamplingParams
 from glm_portable.serve.generation import Job
@@ -18,11 +19,15 @@ _CERTAIN = 1e4
 
 
 async def choose(
-    service: Service, prompt_ids: list[int], params: SamplingParams, texts: Sequence[str]
+    service: Service,
+    prompt_ids: list[int],
+    params: SamplingParams,
+    texts: Sequence[str],
+    **scheduling: Any,
 ) -> list[int]:
     """Token ids of one of `texts`, none of which starts another; empty if there are none.
 
-    The choices of one request share it. Raises ApiError.
+    The choices of one request share it. scheduling: what `Job` takes of it. Raises ApiError.
     """
     candidates = [service.tokenizer.encode(text) for text in texts]
     chosen: list[int] = []
@@ -32,18 +37,20 @@ async def choose(
         if len(allowed) == 1:
             chosen += allowed
         else:
-            chosen.append(await _sample(service, prompt_ids + chosen, params, allowed))
+            job = _job(prompt_ids + chosen, params, allowed)
+            chosen.append(await _sample(service, replace(job, **scheduling)))
         candidates = [ids for ids in candidates if ids[position] == chosen[position]]
     return candidates[0] if candidates else []
 
 
-async def _sample(
-    service: Service, prompt_ids: list[int], params: SamplingParams, allowed: Collection[int]
-) -> int:
+def _job(prompt_ids: list[int], params: SamplingParams, allowed: Collection[int]) -> Job:
     """One token of `allowed`, at the temperature and seed of `params`."""
     bias = {token: _CERTAIN + params.logit_bias.get(token, 0.0) for token in allowed}
     plain = SamplingParams(temperature=params.temperature, seed=params.seed)
-    job = Job(prompt_ids, replace(plain, logit_bias=bias, max_tokens=1, ignore_eos=True))
+    return Job(prompt_ids, replace(plain, logit_bias=bias, max_tokens=1, ignore_eos=True))
+
+
+async def _sample(service: Service, job: Job) -> int:
     tokens: list[int] = []
     async with service.generate([job]) as generation:
         async for _, delta in generation.deltas():

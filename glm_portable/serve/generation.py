@@ -26,6 +26,9 @@ class Engine(Protocol):
         prompt_ids: Sequence[int],
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Any:
         """Queue a request, whose deltas come on the engine's thread, and return its id.
 
@@ -41,10 +44,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One choice to generate."""
+    """One choice to generate. priority, cache_salt: see `glm_portable.engine.engine.Engine`."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
 
 
 class Generation:
@@ -68,7 +73,13 @@ class Generation:
         try:
             for index, job in enumerate(self._jobs):
                 receive = self._receiver(index)
-                self._running[index] = self._engine.submit(job.prompt_ids, job.params, receive)
+                self._running[index] = self._engine.submit(
+                    job.prompt_ids,
+                    job.params,
+                    receive,
+                    priority=job.priority,
+                    cache_salt=job.cache_salt,
+                )
         except BaseException:
             self.cancel()
             raise

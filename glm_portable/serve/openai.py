@@ -80,16 +80,16 @@ async def start_chat(service: Service, request: ChatRequest) -> ChatAnswer:
     params = sampling_params(request, service.settings.sampling)
     forced = openings(request.choice, service.call_format, request.tools or ())
     prompt = await asyncio.to_thread(_render, service, request, bool(forced))
-    opening = await choose(service, prompt.token_ids, params, forced)
+    opening = await choose(service, prompt.token_ids, params, forced, **request.scheduling)
     ids, prefix = prompt.token_ids + opening, service.tokenizer.decode(opening)
     choices = list(for_each_choice(params, request.n or 1))
     return ChatAnswer(
-        service.generate([Job(ids, params) for params in choices]),
+        service.generate([Job(ids, params, **request.scheduling) for params in choices]),
         [_choice(request, prompt, prefix) for _ in choices],
         service.tokenizer,
         logprobs=bool(request.logprobs),
         model=model,
-        usage=Usage([ids]),
+        usage=Usage([ids], len(choices)),
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
     )
@@ -121,13 +121,17 @@ async def start_completion(service: Service, request: CompletionRequest) -> Comp
     model = service.model(request.model)
     prompts = await asyncio.to_thread(_encode, service, request.prompt)
     params = sampling_params(request, service.settings.sampling)
-    jobs = [Job(ids, p) for ids in prompts for p in for_each_choice(params, request.n or 1)]
+    jobs = [
+        Job(ids, choice, **request.scheduling)
+        for ids in prompts
+        for choice in for_each_choice(params, request.n or 1)
+    ]
     return CompletionAnswer(
         service.generate(jobs),
         len(jobs),
         None if request.logprobs is None else service.tokenizer,
         model=model,
-        usage=Usage(prompts),
+        usage=Usage(prompts, request.n or 1),
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
     )

@@ -16,6 +16,7 @@ from pydantic import (
 
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
+    MAX_SALT_LENGTH,
     Biases,
     Choices,
     Count,
@@ -23,6 +24,7 @@ from glm_portable.serve.fields import (
     LogprobCount,
     Messages,
     PositiveCount,
+    Priority,
     Prompts,
     Seed,
     Stops,
@@ -69,6 +71,8 @@ class Request(Strict):
     stop: Stops = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
+    priority: Priority | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -88,6 +92,11 @@ class Request(Strict):
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("has a best_of other than n, which this version does not support")
         return self
+
+    @property
+    def scheduling(self) -> dict[str, Any]:
+        """What a `Job` takes beside the prompt and the sampling."""
+        return {"priority": self.priority or 0, "cache_salt": self.cache_salt or ""}
 
     @property
     def include_usage(self) -> bool:

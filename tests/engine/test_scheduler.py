@@ -46,9 +46,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         skips=st.integers(0, 9),
     )
-    def submit(
-        self, prompt: list[int], answer: int, salt: str, priority: int, skips: int
-    ) -> None:
+    def submit(self, prompt: list[int], answer: int, salt: str, priority: int, skips: int) -> None:
         length, name = len(prompt) + answer, str(self.number)
         sequence = Sequence(name, list(prompt), length, priority, salt, skips > 0)
         self.number += 1

@@ -32,6 +32,8 @@ class Submitted:
     prompt_ids: list[int]
     params: SamplingParams
     send: Callable[[Delta], None]
+    priority: int = 0
+    cache_salt: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -79,10 +81,13 @@ class FakeEngine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> int:
         if len(prompt_ids) >= WINDOW:
             raise UsageError(f"This model's maximum context length is {WINDOW} tokens, not more.")
-        request = Submitted(list(prompt_ids), params, on_delta)
+        request = Submitted(list(prompt_ids), params, on_delta, priority, cache_salt)
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()
