@@ -1,10 +1,12 @@
 """The command line: `glm-portable serve | generate | chat | doctor | verify | convert ...`."""
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from glm_portable.bench.group import bench
 from glm_portable.options import F, Group, config_option, kebab, option, simulate
 from glm_portable.verify.command import verify
 
@@ -59,11 +61,65 @@ def model_options(command: F) -> F:
                 default="auto",
                 help="auto (the model's), bfloat16, or fp8 (fp8_e4m3) for twice the tokens.",
             ),
+            speculative_options,
             config_option,
         ]
     ):
         command = decorate(command)
     return command
+
+
+def speculative_options(command: F) -> F:
+    """What to draft with the MTP layer, as vLLM and as SGLang say it.
+
+    The command gets the one that was given as speculative_config.
+    """
+
+    @functools.wraps(command)
+    def with_config(*arguments: Any, **options: Any) -> Any:
+        from glm_portable.engine.speculative import from_options
+
+        config = from_options(
+            options.pop("speculative_config"),
+            {
+                "method": options.pop("speculative_method"),
+                "num_speculative_tokens": options.pop("num_speculative_tokens"),
+            },
+            *(options.pop(f"speculative_{name}") for name in SGLANG_SPECULATIVE),
+        )
+        return command(*arguments, **options, speculative_config=config)
+
+    decorated: Any = with_config
+    for decorate in reversed(
+        [
+            option(
+                "--speculative-config",
+                metavar="JSON",
+                type=click.UNPROCESSED,  # a configuration file may hold a mapping
+                help="""Draft tokens with the model's MTP layer: {"method": "mtp", """
+                """"num_speculative_tokens": 1}.""",
+            ),
+            option(
+                "--speculative-config.method",
+                "speculative_method",
+                help="The fields of the JSON may be given alone.",
+                envvar="GLM_PORTABLE_SPECULATIVE_METHOD",
+            ),
+            option(
+                "--speculative-config.num-speculative-tokens",
+                "num_speculative_tokens",
+                type=int,
+                envvar="GLM_PORTABLE_NUM_SPECULATIVE_TOKENS",
+                help="1 to 5.",
+            ),
+            option("--speculative-algorithm", help="SGLang's way: EAGLE or NEXTN, both MTP here."),
+            option("--speculative-num-steps", type=int, help="1 to 5. [default: 3]"),
+            option("--speculative-eagle-topk", type=int, help="Only 1."),
+            option("--speculative-num-draft-tokens", type=int, help="One more than the steps."),
+        ]
+    ):
+        decorated = decorate(decorated)
+    return cast(F, decorated)
 
 
 def limit_options(command: F) -> F:
@@ -241,34 +297,6 @@ def evaluate(model: str | None, url: str | None, api_key: str | None, **options:
 
 
 @main.command()
-@click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL")
-@option("--backend", default="auto", help="The backend to measure.")
-@option("--dtype", default="bfloat16", help="bfloat16 or float32.")
-@option("--revision", help="Branch, tag or commit, for a MODEL on a hub.")
-@option("--threads", type=int, default=0, help="0 for torch's choice.")
-@option("--prefill", type=int, default=512, help="Tokens of the prompt that is timed.")
-@option("--batches", default="1,8", help="Sequences decoded at once, separated by commas.")
-@option("--steps", type=int, default=16, help="Decode steps a repetition.")
-@option("--repeats", type=int, default=7, help="Repetitions, of which the median counts.")
-@option(
-    "--against",
-    type=click.Choice(["transformers", "none"]),
-    default="transformers",
-    help="What to measure beside it.",
-)
-@option("--json", "json_path", type=file_path, help="Write the figures here too.")
-@config_option
-def bench(model: str | None, batches: str, **options: Any) -> None:
-    """Measure speed, load time and memory, with transformers and this machine's limits beside."""
-    from glm_portable.bench import run_bench
-
-    counts = batches.split(",")
-    if not all(count.strip().isdigit() and int(count) > 0 for count in counts):
-        raise click.UsageError(f"--batches {batches!r} must be counts such as 1,8.")
-    run_bench(model, batches=[int(count) for count in counts], **options)
-
-
-@main.command()
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
 @option(
@@ -318,6 +346,7 @@ def tune(model: str | None, **options: Any) -> None:
 
 
 main.add_command(verify)
+main.add_command(bench)
 
 
 @main.command()
@@ -334,6 +363,7 @@ def doctor(backend: str, as_json: bool) -> None:
     raise SystemExit(run_doctor(backend, as_json))
 
 
+SGLANG_SPECULATIVE = ("algorithm", "num_steps", "eagle_topk", "num_draft_tokens")
 LOAD_OPTIONS = (
     "backend",
     "virtual",
@@ -345,6 +375,7 @@ LOAD_OPTIONS = (
     "tool_call_parser",
     "max_model_len",
     "kv_cache_dtype",
+    "speculative_config",
 )
 LIMIT_OPTIONS = (
     "max_num_seqs",

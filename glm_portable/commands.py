@@ -74,7 +74,7 @@ def run_server(
             served_model_names=tuple(served_model_name) or (glm.name,),
             sampling=glm.sampling,
         )
-        with Engine(leader, glm.tokenizer, limits, seed) as engine:
+        with Engine(leader, glm.tokenizer, limits, seed, glm.speculative) as engine:
             return _serve(engine, glm, sock, settings, console)
 
 

@@ -10,7 +10,7 @@ glm.generate([{"role": "user", "content": "Hello"}], max_tokens=100).content
 import json
 import logging
 import queue
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,10 @@ from glm_portable.engine.core import LanguageModel
 from glm_portable.engine.engine import Engine, EngineFailure, EngineLimits, default_limits
 from glm_portable.engine.limits import available_memory, mib, page_bytes, step_shape, total_memory
 from glm_portable.engine.memory import MemoryOptions, estimated_step, measured_step
+from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.types import Delta, FinishReason, SamplingParams
 from glm_portable.errors import UsageError
-from glm_portable.model import Model, Trace
+from glm_portable.model import Model, Trace, has_mtp
 from glm_portable.ops import KVCache, Step
 from glm_portable.parallel import SINGLE, Parallel
 from glm_portable.serve.chat import ChatTemplate, Format, tool_call_format
@@ -61,7 +62,8 @@ class GLM:
     """A model with its tokenizer and chat template, ready on one backend.
 
     name: what was asked for, or "glm-pocket". sampling: what the checkpoint's
-    generation_config.json sets, for requests that leave it open.
+    generation_config.json sets, for requests that leave it open. speculative: what the engine is to
+    draft with the MTP layer.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class GLM:
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        speculative: SpeculativeConfig | None = None,
         simulated: bool = False,
     ) -> None:
         self.name, self.folder, self.model = name, folder, model
         self._max_model_len, self._simulated = max_model_len, simulated
+        self.speculative = speculative
         self.tokenizer = Tokenizer.load(folder, model.config)
         self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
         self.call_format: Format = tool_call_format(tool_call_parser, self.chat)
@@ -96,6 +100,7 @@ class GLM:
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
         kv_cache_dtype: str = "auto",
+        speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None,
         virtual: str | None = None,
         parallel: Parallel = SINGLE,
         on_bytes: Callable[[int, int], None] | None = None,
@@ -107,12 +112,16 @@ class GLM:
         "bf16" to convert the weights as they are read; None takes them as stored, or what fits if
         the backend does not run that. router_bias_from: the original of a conversion that lost its
         router biases. max_model_len: the window that `generate` has room for, the model's own if
-        None. kv_cache_dtype: auto (the model's), bfloat16, or fp8 (also fp8_e4m3). virtual: a chip
-        to simulate, on which the backend computes. parallel: this process's place among several
-        that each load their part. on_bytes is called with (bytes just read, bytes in all), on_note
-        with what a person should know of the conversion and of the cache.
+        None. kv_cache_dtype: auto (the model's), bfloat16, or fp8 (also fp8_e4m3).
+        speculative_config: what to draft with the MTP layer, as for vLLM:
+        {"method": "mtp", "num_speculative_tokens": 1}. virtual: a chip to simulate, on which the
+        backend computes. parallel: this process's place among several that each load their part.
+        on_bytes is called with (bytes just read, bytes in all), on_note with what a person should
+        know of the conversion and of the cache.
         Raises UsageError for whatever cannot be loaded.
         """
+        if isinstance(speculative_config, Mapping):
+            speculative_config = SpeculativeConfig.of(speculative_config)
         folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
         config = ModelConfig.load(folder)
         chosen = ops.load(backend) if virtual is None else connect(backend, virtual)
@@ -126,7 +135,12 @@ class GLM:
             on_bytes=None if on_bytes is None else lambda n: on_bytes(n, weights.total_bytes),
         )
         weights.quantization = _conversion(quantization, weights, chosen, on_note)
-        # The small files first: a fault in them shows before minutes of reading weights.
+        # What can be refused comes first: it shows before minutes of reading weights.
+        if speculative_config is not None and not has_mtp(config, weights):
+            raise UsageError(
+                f"{folder} has no MTP layer to draft with: leave speculative decoding off, or use "
+                "a checkpoint that kept it."
+            )
         Tokenizer.load(folder, config)
         kv_dtype = _kv_dtype(kv_cache_dtype, weights.dtype, chosen)
         loaded = Model(config, chosen, weights, kv_dtype)
@@ -142,6 +156,7 @@ class GLM:
             chat_template=chat_template,
             tool_call_parser=tool_call_parser,
             max_model_len=max_model_len,
+            speculative=speculative_config,
             simulated=virtual is not None,
         )
 
@@ -283,7 +298,7 @@ class GLM:
         """The engine that `generate` and `stream` use, started at the first use."""
         seqs = SIMULATED_SEQS if self._simulated else 16
         limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=seqs)
-        return Engine(self.model, self.tokenizer, limits).start()
+        return Engine(self.model, self.tokenizer, limits, speculative=self.speculative).start()
 
     def _forward(self, ids: Sequence[int], trace: Trace | None = None) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():

@@ -222,7 +222,13 @@ class MTP:
         return head
 
     def __call__(self, next_ids_T: Tensor, hidden_TD: Tensor, step: Step, cache: KVCache) -> Tensor:
-        """Hidden states after the layer's own norm, (T, D).
+        """Hidden states after the layer's own norm, (T, D): the first of what `forward` returns."""
+        return self.forward(next_ids_T, hidden_TD, step, cache)[0]
+
+    def forward(
+        self, next_ids_T: Tensor, hidden_TD: Tensor, step: Step, cache: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states after the layer's own norm and before it, (T, D) each.
 
         next_ids_T: the token that follows each position; hidden_TD: the model's output there (or
         this layer's, when drafting further); step: that of hidden_TD. The layer's cache has a
@@ -234,7 +240,7 @@ class MTP:
         x = self.ops.linear(torch.cat([embedded, hidden], dim=-1), self.eh_proj)
         rotary = Rotary.at(step.positions_T + 1, self.config, x.dtype)
         x, residual = self.layer(x, None, rotary, cache, step)
-        return self.ops.rms_norm(x, self.norm, self.eps, residual)[0]
+        return self.ops.rms_norm(x, self.norm, self.eps, residual)
 
 
 class Model:
@@ -262,7 +268,7 @@ class Model:
         else:
             self.head = ops.pack(weights.weight(["lm_head"], [v], d))
         self.mtp: MTP | None = None
-        if config.num_nextn_predict_layers and _has_mtp(config, weights):
+        if has_mtp(config, weights):
             self.mtp = MTP(config, ops, weights, self.embed, self.head)
         weights.finish()
 
@@ -305,8 +311,20 @@ class Model:
         """(T, V), float32 at least; rows of the vocabulary beyond the tokenizer's are untrained."""
         return _logits(self.ops, hidden_TD, self.head, self.parallel)
 
+    @property
+    def has_mtp(self) -> bool:
+        """Whether the checkpoint came with its MTP layer."""
+        return self.mtp is not None
+
+    def mtp_forward(
+        self, next_ids_T: Tensor, hidden_TD: Tensor, step: Step, caches: Sequence[KVCache]
+    ) -> tuple[Tensor, Tensor]:
+        """`MTP.forward` with its cache, the last of those that `allocate` returned."""
+        assert self.mtp is not None
+        return self.mtp.forward(next_ids_T, hidden_TD, step, caches[-1])
+
     def mtp_logits(self, hidden_TD: Tensor) -> Tensor:
-        """As `logits`, of hidden states that `mtp` returned."""
+        """As `logits`, of hidden states after the MTP layer's own norm."""
         assert self.mtp is not None
         return _logits(self.ops, hidden_TD, self.mtp.head, self.parallel)
 
@@ -326,7 +344,9 @@ def _logits(ops: Ops, hidden_TD: Tensor, head: Weight, parallel: Parallel) -> Te
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _has_mtp(config: ModelConfig, weights: Checkpoint) -> bool:
+def has_mtp(config: ModelConfig, weights: Checkpoint) -> bool:
     """Tools that re-save a checkpoint drop the MTP layer and keep its count in the config."""
     prefix = f"model.layers.{config.num_hidden_layers}"
-    return any(weights.has(f"{prefix}.{n}.weight") for n in ("eh_proj", "enorm", "hnorm"))
+    return config.num_nextn_predict_layers > 0 and any(
+        weights.has(f"{prefix}.{n}.weight") for n in ("eh_proj", "enorm", "hnorm")
+    )

@@ -129,6 +129,10 @@ class Tokenizer:
         piece = self._tokenizer.id_to_token(token_id) or ""
         return bytes(_BYTE_OF_CHARACTER[character] for character in piece)
 
+    def text_of(self, ids: Iterable[int]) -> str:
+        """The text of ids, that of control tokens included."""
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
     def token_text(self, token_id: int) -> str:
         """One token for people to read: U+FFFD stands for a character's part."""
         return self.token_bytes(token_id).decode(errors="replace")

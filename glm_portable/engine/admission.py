@@ -47,6 +47,8 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
         _check_range("max_tokens", params.max_tokens, max(1, params.min_tokens), math.inf)
     if params.logprobs is not None:
         _check_range("logprobs", params.logprobs, 0, vocab_size)
+    if params.prompt_logprobs is not None:
+        _check_range("prompt_logprobs", params.prompt_logprobs, 0, vocab_size)
     if "" in params.stop:
         raise UsageError("stop holds an empty string, which would end every answer; remove it.")
     _check_ids("logit_bias", params.logit_bias, vocab_size)

@@ -64,6 +64,10 @@ class PagePool:
         """How many pages the table lacks to hold that many tokens."""
         return max(0, self.pages_for(tokens) - len(block_table))
 
+    def room(self, block_table: Sequence[int]) -> int:
+        """How many tokens the table could hold if it took every free page."""
+        return (len(block_table) + self.num_free) * self.page_size
+
     def find(self, digests: Iterable[Digest]) -> list[int]:
         """The pages with these digests, up to the first that is not there."""
         pages = []
@@ -98,10 +102,20 @@ class PagePool:
         if digest not in self._page_of:
             self._page_of[digest], self._digest_of[page] = page, digest
 
+    def shrink(self, block_table: list[int], tokens: int) -> None:
+        """Take back the pages behind those that hold that many tokens."""
+        kept = self.pages_for(tokens)
+        self._give_back(block_table[kept:])
+        del block_table[kept:]
+
     def release(self, block_table: list[int]) -> None:
         """Take all pages back and empty the table."""
+        self._give_back(block_table)
+        block_table.clear()
+
+    def _give_back(self, pages: Sequence[int]) -> None:
         # From its end: of a sequence's pages the last, which the fewest share, is used up first.
-        for page in reversed(block_table):
+        for page in reversed(pages):
             self._holders[page] -= 1
             if self._holders[page]:
                 continue
@@ -109,7 +123,6 @@ class PagePool:
                 self._kept[page] = None
             else:
                 self._blank.append(page)
-        block_table.clear()
 
     def forget(self) -> None:
         """Let no page be found any more; tables keep theirs."""

@@ -1,10 +1,11 @@
 """One request from its submission to its last delta."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.sampling import RowSampler, Sampled
-from glm_portable.engine.scheduler import Sequence
+from glm_portable.engine.scheduler import Sequence as TokenSequence
 from glm_portable.engine.stopping import AnswerText
 from glm_portable.engine.types import Delta, FinishReason, SamplingParams
 
@@ -16,16 +17,17 @@ class Request:
     """What the engine keeps of a request; survives preemption.
 
     eos_ids: the model's tokens that end the answer, none with ignore_eos. num_prompt_tokens: how
-    many of sequence.token_ids are the prompt's.
+    many of sequence.token_ids are the prompt's. prompt_logprobs: until the first delta.
     """
 
     params: SamplingParams
     on_delta: OnDelta
-    sequence: Sequence
+    sequence: TokenSequence
     num_prompt_tokens: int
     eos_ids: frozenset[int]
     text: AnswerText
     row: RowSampler
+    prompt_logprobs: PromptLogprobs | None = None
 
     @property
     def request_id(self) -> str:
@@ -41,7 +43,8 @@ class Request:
         The token that ends an answer, EOS or of stop_token_ids, is in token_ids and logprobs and
         counts as generated (as in vLLM), but is not in the text.
         """
-        if sampled.token_id is None:
+        prompt, self.prompt_logprobs = self.prompt_logprobs, None
+        if sampled.token_id is None or (prompt and not prompt.usable):
             error = "The model returned no finite logits for this request."
             return self.finish("error", error=error)
         first = self.num_generated == 0
@@ -66,6 +69,7 @@ class Request:
             finish_reason=reason,
             stop_reason=stop_reason,
             num_cached_tokens=self.sequence.num_cached if first else None,
+            prompt_logprobs=tuple(prompt.found) if prompt else (),
         )
 
     def finish(self, reason: FinishReason, error: str | None = None) -> Delta:
@@ -78,3 +82,15 @@ class Request:
         if token_id in self.params.stop_token_ids:
             return "stop", token_id
         return None, None
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """The deltas of one request's tokens in one step, as one; never a request's first two."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return replace(
+        deltas[-1],
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        text="".join(delta.text for delta in deltas),
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+    )

@@ -9,6 +9,7 @@ seed and of the token's position in the answer. It is the same on every device, 
 preemption, and whatever else is in the batch.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glm_portable.engine.logprobs import token_logprobs
 from glm_portable.engine.types import SamplingParams, TokenLogprob
 
 _CANDIDATES = 256
@@ -89,6 +91,12 @@ class RowSampler:
                 self._history = History(self._prompt_ids, self._vocab_size, device)
             self._history.penalize(logits_V, self.params)
 
+    def ahead(self, count: int) -> "RowSampler":
+        """As it will be that many tokens later, if it `adjusts` none of them."""
+        later = copy.copy(self)
+        later.num_generated += count
+        return later
+
     def append(self, token_id: int) -> None:
         """The token that was chosen."""
         self.num_generated += 1
@@ -140,20 +148,9 @@ def logprobs(
     asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
     if not asking:
         return {}
-    logprobs_RV = logits_RV[asking].float().log_softmax(dim=-1)
-    tokens = token_R[asking]
-    # Both come from the same tensor: clients find a greedy token by comparing floats.
-    chosen = logprobs_RV.gather(1, tokens[:, None])[:, 0].tolist()
-    most = max(rows[index].params.logprobs or 0 for index in asking)
-    top = logprobs_RV[:, :vocab_size].topk(min(most, vocab_size), dim=-1)
-    result = {}
-    for place, index in enumerate(asking):
-        count = rows[index].params.logprobs or 0
-        pairs = zip(
-            top.indices[place, :count].tolist(), top.values[place, :count].tolist(), strict=True
-        )
-        result[index] = TokenLogprob(int(tokens[place]), chosen[place], tuple(pairs))
-    return result
+    counts = [rows[index].params.logprobs or 0 for index in asking]
+    found = token_logprobs(logits_RV[asking], token_R[asking], counts, vocab_size)
+    return dict(zip(asking, found, strict=True))
 
 
 def draw(logits_RV: Tensor, rows: Sequence[RowSampler]) -> Tensor:

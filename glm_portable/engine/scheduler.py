@@ -33,7 +33,8 @@ class Sequence:
     token_ids: prompt and generated tokens. max_length: the most tokens it will ever have.
     priority: the lower the earlier. salt: it shares pages with sequences of the same salt alone.
     skips_cached: whether it may begin with others' pages; not one whose every token is looked at.
-    num_computed: how many of token_ids are in the cache, in the pages of block_table.
+    num_computed: how many of token_ids are in the cache, in the pages of block_table. drafts: a
+    guess at the tokens after token_ids, which a step may compute with them and so find right.
     num_cached: how many of them were found there when it first ran, None before that.
     digests: of its first pages, as far as they were needed. num_published: pages to be found.
     """
@@ -46,6 +47,7 @@ class Sequence:
     skips_cached: bool = True
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
     num_cached: int | None = None
     digests: list[Digest] = field(default_factory=list)
     num_published: int = 0
@@ -60,26 +62,32 @@ class Sequence:
         """Whether one token more is all there is to compute."""
         return self.num_uncomputed == 1
 
-    def page_digests(self, count: int, page_size: int) -> list[Digest]:
-        """Of its first `count` pages, which must be full."""
+    def page_digests(self, count: int, page_size: int, ahead: int = 0) -> list[Digest]:
+        """Of its first `count` pages, which must be full, with `ahead` known tokens behind each."""
         for page in range(len(self.digests), count):
             before = self.digests[-1] if self.digests else salt_digest(self.salt)
-            tokens = self.token_ids[page * page_size : (page + 1) * page_size]
+            tokens = self.token_ids[page * page_size : (page + 1) * page_size + ahead]
             self.digests.append(page_digest(before, tokens))
         return self.digests[:count]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next `count` tokens of a sequence, from its num_computed on."""
+    """The next `count` tokens of a sequence, from its num_computed on, and drafts behind them."""
 
     sequence: Sequence
     count: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many tokens it computes."""
+        return self.count + len(self.drafts)
 
     @property
     def token_ids(self) -> list[int]:
         start = self.sequence.num_computed
-        return self.sequence.token_ids[start : start + self.count]
+        return [*self.sequence.token_ids[start : start + self.count], *self.drafts]
 
     @property
     def samples(self) -> bool:
@@ -90,10 +98,10 @@ class Chunk:
 class Scheduler:
     """Two queues over one page pool; both are in order.
 
-    prefix_caching: whether sequences may begin with pages that others have computed. held_back: how
-    many of the last pages found they leave out: 1 where a cached entry depends on the token behind
-    it, as the MTP layer's does. chunked_prefill: whether a prompt may be read in several steps.
-    by_priority: whether the priorities of sequences count.
+    num_drafts: the most drafts a sequence can have. They get what budget and pages the tokens leave
+    over, and their pages for one step: nobody waits or is preempted for them. prefix_caching:
+    whether sequences may begin with pages that others have computed. chunked_prefill: whether a
+    prompt may be read in several steps. by_priority: whether the priorities of sequences count.
     """
 
     def __init__(
@@ -101,15 +109,15 @@ class Scheduler:
         pool: PagePool,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        num_drafts: int = 0,
         *,
         prefix_caching: bool = False,
-        held_back: int = 0,
         chunked_prefill: bool = True,
         by_priority: bool = False,
     ) -> None:
-        self.pool = pool
+        self.pool, self.num_drafts = pool, num_drafts
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
-        self.prefix_caching, self.held_back = prefix_caching, held_back
+        self.prefix_caching = prefix_caching
         self.chunked_prefill, self.by_priority = chunked_prefill, by_priority
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -136,23 +144,45 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next step, at least one token if there is any sequence; its pages are allocated."""
+        if self.num_drafts:
+            for sequence in self.running:
+                self.pool.shrink(sequence.block_table, len(sequence.token_ids))
         self._admit_urgent()
         chunks = self._continue_running()
         self._admit(chunks)
-        return chunks
+        return self._with_drafts(chunks) if self.num_drafts else chunks
 
     def complete(self, chunks: Iterable[Chunk]) -> None:
-        """Note that a step has been computed. Tokens sampled from it are appended after this."""
+        """Note that a step has computed the chunks' known tokens."""
         for chunk in chunks:
             chunk.sequence.num_computed += chunk.count
-            self.publish(chunk.sequence)
 
-    def publish(self, sequence: Sequence) -> None:
-        """Let others find what a sequence has computed in full pages."""
-        full = min(sequence.num_computed, len(sequence.token_ids)) // self.pool.page_size
-        if not self.prefix_caching or full <= sequence.num_published:
-            return
-        digests = sequence.page_digests(full, self.pool.page_size)
+    def accept(self, sequence: Sequence, count: int) -> None:
+        """Note that it computed that many drafts which now are among token_ids."""
+        sequence.num_computed += count
+
+    def publish(self, chunks: Iterable[Chunk]) -> None:
+        """Let others find the pages that a step has filled, when all of it has succeeded."""
+        if self.prefix_caching:
+            for chunk in chunks:
+                self._publish(chunk.sequence)
+
+    @property
+    def _ahead(self) -> int:
+        """How many tokens behind a page what is cached in it depends on, too.
+
+        The MTP layer's entry at a position is made from the token that follows it.
+        """
+        return 1 if self.num_drafts else 0
+
+    def page_digests(self, sequence: Sequence, count: int) -> list[Digest]:
+        """What the first pages of a sequence are found by."""
+        return sequence.page_digests(count, self.pool.page_size, self._ahead)
+
+    def _publish(self, sequence: Sequence) -> None:
+        known = len(sequence.token_ids) - self._ahead
+        full = min(sequence.num_computed, known) // self.pool.page_size
+        digests = self.page_digests(sequence, full)
         for page in range(sequence.num_published, full):
             self.pool.publish(sequence.block_table[page], digests[page])
         sequence.num_published = full
@@ -238,8 +268,7 @@ class Scheduler:
         if not self.prefix_caching or not sequence.skips_cached:
             return []
         most = (len(sequence.token_ids) - 1) // self.pool.page_size
-        found = self.pool.find(sequence.page_digests(most, self.pool.page_size))
-        return found[: max(0, len(found) - self.held_back)]
+        return self.pool.find(self.page_digests(sequence, most))
 
     def _fits(self, sequence: Sequence, found: list[int]) -> bool:
         """Keep a page for each running sequence: one admitted too early is preempted at once."""
@@ -273,6 +302,24 @@ class Scheduler:
             if self.prefix_caching and sequence.skips_cached:
                 self.prefix_cache_queries += len(sequence.token_ids)
                 self.prefix_cache_hits += sequence.num_cached
+
+    def _with_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Add to the chunks that sample what drafts fit, and pages for drafting the next ones."""
+        budget = self.max_num_batched_tokens - sum(chunk.count for chunk in chunks)
+        drafting = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if chunk.samples:
+                known = len(sequence.token_ids)
+                room = min(self.pool.room(sequence.block_table), sequence.max_length - 1)
+                drafts = tuple(sequence.drafts[: min(budget, room - known)])
+                # The next ones are drafted behind these, each but the first in a slot of its own.
+                last = known + len(drafts) + self.num_drafts - 1
+                self.pool.grow(sequence.block_table, min(last, room))
+                budget -= len(drafts)
+                chunk = Chunk(sequence, chunk.count, drafts)
+            drafting.append(chunk)
+        return drafting
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

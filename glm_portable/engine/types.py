@@ -13,8 +13,9 @@ class SamplingParams:
 
     temperature 0 is greedy. top_k 0 and top_p 1 are off. Penalties follow vLLM: repetition counts
     prompt and output, presence and frequency (OpenAI) count output only. `logprobs` is the number
-    of alternatives to report beside the chosen token, None for no logprobs at all. `max_tokens`
-    None means up to the end of the window.
+    of alternatives to report beside the chosen token, None for no logprobs at all;
+    `prompt_logprobs` likewise for the tokens of the prompt. `max_tokens` None means up to the end
+    of the window.
     """
 
     temperature: float = 1.0
@@ -32,23 +33,26 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def may_skip_prompt(self) -> bool:
         """Whether the answer needs nothing of the prompt's tokens but the last one's logits."""
-        return getattr(self, "prompt_logprobs", None) is None
+        return self.prompt_logprobs is None
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One generated token: its natural-log probability and the most probable alternatives.
+    """One token: its natural-log probability and the most probable alternatives.
 
-    Of the model's own distribution, before temperature, penalties and filters.
+    Of the model's own distribution, before temperature, penalties and filters. rank: 1 for the
+    most probable token; told of prompt tokens alone.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ class Delta:
     text never ends inside a character or inside what may become a stop string, so it can trail
     token_ids; the last delta carries the rest. finish_reason is set on the last delta alone.
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
-    error: one sentence, with finish_reason "error". num_cached_tokens: on the first delta that has
-    tokens, how many of the prompt's were found in the cache.
+    error: one sentence, with finish_reason "error". On the first delta of a request alone:
+    prompt_logprobs, if asked for, of the prompt's tokens from the second on (nothing predicts the
+    first); num_cached_tokens, how many of the prompt's were found in the cache.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -68,4 +73,5 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
     num_cached_tokens: int | None = None

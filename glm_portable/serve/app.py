@@ -6,16 +6,20 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from glm_portable.serve import openai, tokenize
 from glm_portable.serve.errors import ApiError
-from glm_portable.serve.middleware import ApiKeys, RequestIds
-from glm_portable.serve.openai import router
+from glm_portable.serve.middleware import ApiKeys, HeadRequests, RequestIds
 from glm_portable.serve.openapi import DocumentedApi
+from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.service import Service
+from glm_portable.serve.tokenize import DetokenizeRequest, TokenizeRequest
 
 _MESSAGES = {
     404: "There is nothing at {path}; see /openapi.json.",
     405: "{path} does not take {method}; see /openapi.json.",
 }
+
+_BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -23,9 +27,16 @@ def create_app(service: Service) -> FastAPI:
     version = metadata.version("glm-portable")
     # The documentation pages would load scripts from another host.
     app = DocumentedApi(
-        title="glm-portable", version=version, docs_url=None, redoc_url=None, redirect_slashes=False
+        _BODIES,
+        title="glm-portable",
+        version=version,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
-    app.include_router(router(service))
+    app.include_router(openai.router(service))
+    for prefix in ("", "/v1"):
+        app.include_router(tokenize.router(service, prefix))
     _add_operations(app, service, version)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -40,6 +51,7 @@ def create_app(service: Service) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )
+    app.add_middleware(HeadRequests)
     app.add_middleware(RequestIds)
     return app
 

@@ -1,7 +1,6 @@
 """The bridge from the engine's thread to the server's event loop."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -9,6 +8,7 @@ from typing import Any, Protocol, Self
 
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.serve.errors import ApiError, internal_error, unavailable
+from glm_portable.serve.mailbox import Mailbox
 
 
 class Stats(Protocol):
@@ -60,10 +60,12 @@ class Generation:
     queue is bounded by the length of the answers.
     """
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job], registry: "set[Generation]") -> None:
-        """`registry` holds this object from its start to its end."""
+    def __init__(
+        self, engine: Engine, jobs: Sequence[Job], registry: "set[Generation]", mailbox: Mailbox
+    ) -> None:
+        """`registry` holds this object from its start to its end. mailbox: of the running loop."""
         self._engine, self._jobs, self._registry = engine, jobs, registry
-        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox
         self._queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         self._running: dict[int, Any] = {}
 
@@ -85,12 +87,7 @@ class Generation:
             raise
 
     def _receiver(self, index: int) -> Callable[[Delta], None]:
-        def receive(delta: Delta) -> None:
-            # The loop is closed only when the server was forced to stop: nobody is waiting then.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, delta))
-
-        return receive
+        return lambda delta: self._mailbox.put(self._queue.put_nowait, (index, delta))
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """(choice, delta) as they come, until every choice has ended.

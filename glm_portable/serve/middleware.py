@@ -48,6 +48,18 @@ class RequestIds:
             await internal_error().response()(scope, receive, send_with_id)
 
 
+class HeadRequests:
+    """Answers HEAD as GET; the server itself leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
 class ApiKeys:
     """Asks for `Authorization: Bearer <key>` everywhere but on the open paths."""
 

@@ -1,11 +1,10 @@
 """The description of the endpoints at /openapi.json."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
-
-from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 
 _REF = "#/components/schemas/{model}"
 _ERROR = {
@@ -34,7 +33,9 @@ _WITH_BODY = {
 }
 
 
-def describe(request: type[BaseModel] | None, summary: str) -> dict[str, Any]:
+def describe(
+    request: type[BaseModel] | None, summary: str, *, streams: bool = True
+) -> dict[str, Any]:
     """Keyword arguments for a FastAPI route: its request, its answers and its errors."""
     errors = _ALWAYS | (_WITH_BODY if request else {})
     found: dict[str, Any] = {
@@ -44,8 +45,10 @@ def describe(request: type[BaseModel] | None, summary: str) -> dict[str, Any]:
     if request is None:
         return found
     media = {"application/json": {"schema": {"type": "object"}}}
-    media["text/event-stream"] = {"schema": {"type": "string"}}
-    found["responses"][200] = {"description": "The answer, or its events", "content": media}
+    if streams:
+        media["text/event-stream"] = {"schema": {"type": "string"}}
+    described = "The answer, or its events" if streams else "The answer"
+    found["responses"][200] = {"description": described, "content": media}
     schema = {"$ref": _REF.format(model=request.__name__)}
     content = {"application/json": {"schema": schema}}
     found["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
@@ -58,13 +61,17 @@ def _error_answer(text: str) -> dict[str, Any]:
 
 
 class DocumentedApi(FastAPI):
-    """FastAPI, with the schemas of the bodies that the endpoints read themselves."""
+    """FastAPI, with the schemas of the `bodies` that the endpoints read themselves."""
+
+    def __init__(self, bodies: Sequence[type[BaseModel]], **options: Any) -> None:
+        super().__init__(**options)
+        self._bodies = bodies
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = super().openapi()
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            for model in (ChatRequest, CompletionRequest):
+            for model in self._bodies:
                 schema = model.model_json_schema(ref_template=_REF)
                 schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
             schemas["Error"] = _ERROR

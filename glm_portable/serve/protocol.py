@@ -33,7 +33,7 @@ from glm_portable.serve.fields import (
 from glm_portable.serve.tools import Choice, ToolChoice, Tools
 
 _UNSUPPORTED = (
-    *("audio", "echo", "suffix", "prompt_embeds", "prompt_logprobs", "use_beam_search"),
+    *("audio", "suffix", "prompt_embeds", "use_beam_search"),
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
     *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
@@ -71,6 +71,7 @@ class Request(Strict):
     stop: Stops = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
+    prompt_logprobs: LogprobCount | None = None
     priority: Priority | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
 
@@ -91,6 +92,12 @@ class Request(Strict):
     def _check_best_of(self) -> "Request":
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("has a best_of other than n, which this version does not support")
+        return self
+
+    @model_validator(mode="after")
+    def _check_prompt_logprobs(self) -> "Request":
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("has prompt_logprobs with stream, but chunks have no place for them")
         return self
 
     @property
@@ -163,6 +170,10 @@ class ChatRequest(Request):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
+    def prompt_logprob_count(self) -> int | None:
+        return self.prompt_logprobs
+
+    @property
     def template_options(self) -> dict[str, Any]:
         """Thinking may be switched in three ways; chat_template_kwargs wins."""
         options: dict[str, Any] = {}
@@ -177,7 +188,9 @@ class CompletionRequest(Request):
     """POST /v1/completions"""
 
     prompt: Prompts
+    max_tokens: Count | None = None
     logprobs: LogprobCount | None = None
+    echo: bool | None = None
 
     @model_validator(mode="after")
     def _check_choices(self) -> "CompletionRequest":
@@ -187,9 +200,15 @@ class CompletionRequest(Request):
 
     @property
     def output_limit(self) -> int:
-        """The API's default for this endpoint is 16 tokens."""
-        return self.max_tokens or 16
+        """The API's default for this endpoint is 16 tokens. The engine generates at least one."""
+        return 16 if self.max_tokens is None else max(1, self.max_tokens)
 
     @property
     def logprob_count(self) -> int | None:
         return self.logprobs
+
+    @property
+    def prompt_logprob_count(self) -> int | None:
+        """Alternatives for the tokens of the prompt, which `echo` reports like generated ones."""
+        counts = (self.logprobs if self.echo else None), self.prompt_logprobs
+        return max((count for count in counts if count is not None), default=None)

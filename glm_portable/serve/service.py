@@ -1,5 +1,6 @@
 """What the endpoints share: the model's parts, the settings, and whether requests are welcome."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ from glm_portable.errors import UsageError
 from glm_portable.serve.chat import ChatTemplate, Format
 from glm_portable.serve.errors import ApiError, from_usage_error, unavailable
 from glm_portable.serve.generation import Engine, Generation, Job
+from glm_portable.serve.mailbox import Mailbox
 from glm_portable.serve.settings import ServerSettings
 from glm_portable.tokenizer import Tokenizer
 
@@ -27,6 +29,7 @@ class Service:
     settings: ServerSettings
     draining: bool = False
     running: set[Generation] = field(default_factory=set)
+    _mailbox: Mailbox | None = None
 
     def admit(self) -> None:
         """Raises ApiError (503) when the server takes no more requests."""
@@ -56,7 +59,7 @@ class Service:
 
     def generate(self, jobs: Sequence[Job]) -> Generation:
         """Start the choices of one request. Raises ApiError if the engine refuses one."""
-        generation = Generation(self.engine, jobs, self.running)
+        generation = Generation(self.engine, jobs, self.running, self._current_mailbox())
         try:
             generation.start()
         except UsageError as error:
@@ -64,6 +67,12 @@ class Service:
         except EngineDraining as error:
             raise unavailable(str(error)) from None
         return generation
+
+    def _current_mailbox(self) -> Mailbox:
+        loop = asyncio.get_running_loop()
+        if self._mailbox is None or self._mailbox.loop is not loop:
+            self._mailbox = Mailbox(loop)
+        return self._mailbox
 
     def abort(self) -> None:
         """End every running request with an error its client can see."""

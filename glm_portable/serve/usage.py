@@ -9,23 +9,31 @@ from glm_portable.engine.types import Delta
 class Usage:
     """The tokens of a request: its prompts once each, and everything generated.
 
-    choices: how many each prompt has; what was cached of it is that of its first one.
+    reasoning: of the completion's tokens those of the thinking; None where nobody looks for it.
+    choices: how many each prompt has; what was found of it in the cache is told of its first one.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], choices: int = 1) -> None:
-        self._prompt, self._choices = sum(map(len, prompts)), choices
-        self._completion = self._cached = 0
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], reasoning: int | None = None, choices: int = 1
+    ) -> None:
+        self.prompt, self.completion, self.reasoning = sum(map(len, prompts)), 0, reasoning
+        self.cached, self._choices = 0, choices
 
-    def count(self, delta: Delta, index: int = 0) -> None:
-        """Take the next delta of a choice."""
-        self._completion += len(delta.token_ids)
-        if index % self._choices == 0:
-            self._cached += delta.num_cached_tokens or 0
+    def count(self, delta: Delta, reasoning: int = 0, choice: int = 0) -> None:
+        """Take the next delta of a choice; reasoning: how many of its tokens are thinking."""
+        self.completion += len(delta.token_ids)
+        if choice % self._choices == 0:
+            self.cached += delta.num_cached_tokens or 0
+        if self.reasoning is not None:
+            self.reasoning += reasoning
 
     def body(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self._prompt,
-            "completion_tokens": self._completion,
-            "total_tokens": self._prompt + self._completion,
-            "prompt_tokens_details": {"cached_tokens": self._cached},
+        counts: dict[str, Any] = {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
         }
+        if self.reasoning is not None:
+            counts["completion_tokens_details"] = {"reasoning_tokens": self.reasoning}
+        return counts

@@ -123,7 +123,7 @@ def test_the_estimate_is_above_what_a_step_allocates_and_not_far() -> None:
     with torch.inference_mode(), torch.profiler.profile(profile_memory=True) as profile:
         glm.model.logits(glm.model.forward(ids, step, caches)[:64])
     used = peak = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]  # running
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             used += event.nbytes()
             peak = max(peak, used)

@@ -25,19 +25,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 4),
         max_num_batched_tokens=st.integers(1, 9),
         prefix_caching=st.booleans(),
-        held_back=st.integers(0, 1),
+        num_drafts=st.integers(0, 3),
         by_priority=st.booleans(),
     )
     def start(self, num_pages: int, page_size: int, **settings: Any) -> None:
         self.num_pages, self.page_size = num_pages, page_size
         self.max_num_seqs = settings["max_num_seqs"]
         self.budget = settings["max_num_batched_tokens"]
-        self.by_priority, self.held_back = settings["by_priority"], settings["held_back"]
+        self.by_priority, self.num_drafts = settings["by_priority"], settings["num_drafts"]
         self.scheduler = Scheduler(PagePool(num_pages, page_size), **settings)
         self.arrived: list[Sequence] = []
         self.number = 0
-        # What was last written to the slots of a page: the salt and all tokens up to there.
+        # What was last written to the slots of a page: the salt and all tokens up to there. The
+        # second is the MTP layer's, which depends on the token behind, too.
         self.written: dict[tuple[int, int], tuple[str, list[int]]] = {}
+        self.drafted: dict[tuple[int, int], tuple[str, list[int]]] = {}
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=12),
@@ -78,6 +80,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunks = self.scheduler.schedule()
         for chunk in chunks:
             self.write(chunk, "failed")
+        self.scheduler.complete(chunks)  # as when drafting has failed
+        for chunk in chunks:
             self.end(chunk.sequence)
         self.check_pages()
 
@@ -93,49 +97,79 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.check_cached(chunk.sequence)
         for chunk in chunks:
             self.write(chunk, chunk.sequence.salt)
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        starts = [chunk.sequence.num_computed for chunk in chunks]
+        sampling = [chunk for chunk in chunks if chunk.samples]
         self.scheduler.complete(chunks)
-        for sequence in sampling:
-            sequence.token_ids.append(0)
-            if len(sequence.token_ids) == sequence.max_length:
-                self.end(sequence)
+        for chunk in sampling:
+            sequence = chunk.sequence
+            right = len(sequence.token_ids) % (len(chunk.drafts) + 1)
+            sequence.token_ids += [*chunk.drafts[:right], 0]
+            self.scheduler.accept(sequence, right)
+        for chunk, start in zip(chunks, starts, strict=True):
+            self.draft(chunk.sequence, start)
+        self.scheduler.publish(chunks)
+        for chunk in sampling:
+            assert len(chunk.sequence.token_ids) <= chunk.sequence.max_length
+            if len(chunk.sequence.token_ids) == chunk.sequence.max_length:
+                self.end(chunk.sequence)
         self.check_pages()
+
+    def draft(self, sequence: Sequence, start: int) -> None:
+        """What the MTP layer does: it follows the model, and then draws up the next drafts."""
+        if not self.num_drafts:
+            return
+        end = min(sequence.num_computed, len(sequence.token_ids) - 1)
+        for position in range(start, end):
+            known = sequence.token_ids[: position + 2]
+            self.drafted[self.own_slot(sequence, position)] = (sequence.salt, known)
+        for position in range(end, min(end + self.num_drafts - 1, sequence.max_length - 1)):
+            if position < len(sequence.block_table) * self.page_size:
+                self.drafted[self.own_slot(sequence, position)] = ("a guess", [])
+        sequence.drafts = [1] * min(
+            self.num_drafts, sequence.max_length - len(sequence.token_ids) - 1
+        )
+
+    def own_slot(self, sequence: Sequence, position: int) -> tuple[int, int]:
+        """Where to write: only into pages of one's own that nobody can find."""
+        page, pool = sequence.block_table[position // self.page_size], self.scheduler.pool
+        assert page not in pool._digest_of, "a page that can be found was written to"
+        assert pool._holders[page] == 1, "a shared page was written to"
+        return page, position % self.page_size
 
     def end(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
         self.arrived.remove(sequence)
 
     def write(self, chunk: Chunk, salt: str) -> None:
-        """What a model would do: every slot of the chunk, in pages of its own alone."""
-        sequence, pool = chunk.sequence, self.scheduler.pool
-        for position in range(sequence.num_computed, sequence.num_computed + chunk.count):
-            page = sequence.block_table[position // self.page_size]
-            assert page not in pool._digest_of, "a page that can be found was written to"
-            assert pool._holders[page] == 1, "a shared page was written to"
-            known = sequence.token_ids[: position + 1]
-            self.written[page, position % self.page_size] = (salt, known)
+        """What a model does: every slot of the chunk."""
+        sequence = chunk.sequence
+        tokens = [*sequence.token_ids, *chunk.drafts]
+        for position in range(sequence.num_computed, sequence.num_computed + chunk.width):
+            self.written[self.own_slot(sequence, position)] = (salt, tokens[: position + 1])
 
     def check_cached(self, sequence: Sequence) -> None:
         """All that counts as computed is there, of this sequence's tokens and salt."""
         for position in range(sequence.num_computed):
             page = sequence.block_table[position // self.page_size]
-            expected = (sequence.salt, sequence.token_ids[: position + 1])
-            assert self.written[page, position % self.page_size] == expected
+            slot, salt = (page, position % self.page_size), sequence.salt
+            assert self.written[slot] == (salt, sequence.token_ids[: position + 1])
+            if self.num_drafts:
+                assert self.drafted[slot] == (salt, sequence.token_ids[: position + 2])
         assert sequence.num_uncomputed > 0, "the last token is computed to sample by"
         if not sequence.skips_cached:
             assert sequence.num_cached == 0
 
     def check_step(self, chunks: list[Chunk]) -> None:
-        assert sum(chunk.count for chunk in chunks) <= self.budget
+        assert sum(chunk.width for chunk in chunks) <= self.budget
         assert len(self.scheduler.running) <= self.max_num_seqs
-        assert all(chunk.count == len(chunk.token_ids) > 0 for chunk in chunks)
+        assert all(chunk.width == len(chunk.token_ids) > 0 for chunk in chunks)
         if self.arrived and self.arrived[0] in self.scheduler.running:
             assert chunks[0].sequence is self.arrived[0], "the first moves on in every step"
         if self.arrived and not self.by_priority:
             assert self.arrived[0] in self.scheduler.running
         assert bool(chunks) == bool(self.arrived)
         for chunk in chunks:
-            end = chunk.sequence.num_computed + chunk.count
+            end = chunk.sequence.num_computed + chunk.width
             assert len(chunk.sequence.block_table) * self.page_size >= end
 
     def check_fairness(self, before: list[tuple[Sequence, bool]], chunks: list[Chunk]) -> None:
@@ -199,6 +233,7 @@ def run(scheduler: Scheduler) -> list[tuple[str, int]]:
     chunks = scheduler.schedule()
     sampling = [chunk.sequence for chunk in chunks if chunk.samples]
     scheduler.complete(chunks)
+    scheduler.publish(chunks)
     for sequence in sampling:
         sequence.token_ids.append(0)
     return [(chunk.sequence.request_id, chunk.count) for chunk in chunks]
@@ -315,10 +350,12 @@ def test_the_page_unused_for_longest_is_used_up_first() -> None:
     assert run(scheduler) == [("a", 1)]
 
 
-def test_the_last_page_is_left_out_where_it_depends_on_the_token_behind_it() -> None:
-    scheduler = caching(20, held_back=1)
-    for name, computed in (("a", 5), ("b", 3)):
-        scheduler.submit(Sequence(name, [1, 2, 3, 4, 5], 9))
+def test_with_drafts_a_page_is_found_only_with_the_token_behind_it() -> None:
+    """The MTP layer's entry at its last position was made from that token."""
+    scheduler = caching(20, num_drafts=1)
+    prompts = {"a": [1, 2, 3, 4, 5], "b": [1, 2, 3, 4, 6], "c": [1, 2, 3, 4, 5, 7]}
+    for (name, prompt), computed in zip(prompts.items(), (5, 3, 2), strict=True):
+        scheduler.submit(Sequence(name, prompt, 9))
         assert run(scheduler)[-1] == (name, computed)
 
 

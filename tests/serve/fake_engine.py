@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glm_portable import pocket
@@ -67,6 +67,16 @@ def logprobs_of(ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
     return tuple(TokenLogprob(i, -0.5, ((i, -0.5), (i + 1, -float("inf")))) for i in ids)
 
 
+def scores_of(prompt_ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
+    """Of the tokens from the second on; an even one is the most probable, an odd one the second."""
+    found = []
+    for i in prompt_ids[1:]:
+        own, other = (i, -0.25 - i / 1024), (i ^ 1, -0.25 - (i ^ 1) / 1024)
+        best, second = (own, other) if i % 2 == 0 else (other, own)
+        found.append(TokenLogprob(i, own[1], (best, second), 1 + i % 2))
+    return tuple(found)
+
+
 class FakeEngine:
     """Answers each request with what `script` returns for it, from a thread of its own."""
 
@@ -102,8 +112,10 @@ class FakeEngine:
         return self
 
     def _answer(self, request: Submitted) -> None:
+        scores = scores_of(request.prompt_ids) if request.params.prompt_logprobs is not None else ()
         for delta in self.script(request):
-            request.send(delta)
+            request.send(replace(delta, prompt_logprobs=scores))
+            scores = ()
 
     def wait_for(self, count: int) -> list[Submitted]:
         """The first `count` requests, as soon as they are there."""

@@ -179,3 +179,24 @@ def test_no_line_break_hides_in_an_event(server: Running, http: httpx.Client) ->
     events = [line for line in response.text.splitlines() if line]
     deltas = [json.loads(e.removeprefix("data: "))["choices"][0]["delta"] for e in events[:-1]]
     assert "".join(delta.get("content", "") for delta in deltas) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [("\n<think>A greeting.</think>\nHello!", "<think>A greeting.</think>"), ("Hello!", "")],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_tokens_of_the_thinking_are_counted(
+    server: Running, client: openai.OpenAI, text: str, reasoning: str, stream: bool
+) -> None:
+    server.engine.script = lambda request: says(text)
+    if stream:
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        chunks = list(chat(client, stream=True, stream_options=options))
+        counts = [chunk.usage.completion_tokens_details.reasoning_tokens for chunk in chunks]
+        assert counts == sorted(counts)
+        usage = chunks[-1].usage
+    else:
+        usage = chat(client).usage
+    wanted = len(TOKENIZER.encode(reasoning))
+    assert usage.completion_tokens_details.reasoning_tokens == wanted < usage.completion_tokens

@@ -15,7 +15,7 @@ from glm_portable.glm import GLM
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
 from tests.serve.conversation import folded
-from tests.serve.fake_engine import WAIT_S, serving
+from tests.serve.fake_engine import TOKENIZER, WAIT_S, serving
 from tests.serve.raw import start_request
 
 WINDOW = 2048
@@ -214,3 +214,29 @@ def test_a_client_that_leaves_frees_its_pages(pocket: Pocket, stream: bool) -> N
         assert pocket.engine.stats().steps < left_at + 500
         httpx.get(f"{pocket.url}/health")
     assert pocket.engine.stats().running == 0
+
+
+def test_the_score_of_a_text_is_that_of_generating_it(pocket: Pocket) -> None:
+    prompt = glm_ids("[gMASK]<sop><|user|>\nWho are you?/nothink<|assistant|>\n<think></think>\n")
+    wrote = pocket.continue_text(prompt, logprobs=1).choices[0].logprobs
+    continued = prompt + glm_ids("".join(wrote.tokens))
+    assert len(continued) == len(prompt) + len(wrote.tokens)
+    extra = {"prompt_logprobs": 1}
+    [scored] = pocket.continue_text(
+        continued, max_tokens=1, echo=True, logprobs=1, extra_body=extra
+    ).choices
+    found = scored.logprobs
+    assert found.tokens[len(prompt) : -1] == wrote.tokens
+    assert found.token_logprobs[len(prompt) : -1] == pytest.approx(wrote.token_logprobs, abs=1e-4)
+    answer = slice(len(prompt), -1)
+    tops = [max(top.values()) for top in found.top_logprobs[answer]]
+    assert tops == found.token_logprobs[answer]  # greedy, by equal floats
+    ranks = [
+        entries[str(token)]["rank"]
+        for token, entries in zip(continued[1:], scored.prompt_logprobs[1:], strict=True)
+    ]
+    assert set(ranks[len(prompt) - 1 :]) == {1} != set(ranks)
+
+
+def glm_ids(text: str) -> list[int]:
+    return TOKENIZER.encode_template(text)
