@@ -5,6 +5,7 @@ answer and is not implemented is refused by name.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
     MAX_SALT_LENGTH,
+    Anything,
     Biases,
     Choices,
     Count,
@@ -26,17 +28,19 @@ from glm_portable.serve.fields import (
     PositiveCount,
     Priority,
     Prompts,
+    ResponseFormat,
     Seed,
     Stops,
     TokenId,
 )
+from glm_portable.serve.structured.formats import FORMAT_FIELDS, Format, format_of
 from glm_portable.serve.tools import Choice, ToolChoice, Tools
 
 _UNSUPPORTED = (
     *("audio", "suffix", "prompt_embeds", "use_beam_search"),
-    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
     *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
+    "continue_final_message",
 )
 
 
@@ -74,6 +78,15 @@ class Request(Strict):
     prompt_logprobs: LogprobCount | None = None
     priority: Priority | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
+    response_format: ResponseFormat = None
+    structured_outputs: Anything = None
+    guided_json: Anything = None
+    guided_regex: Anything = None
+    guided_choice: Anything = None
+    guided_grammar: Anything = None
+    json_schema: Anything = None
+    regex: Anything = None
+    ebnf: Anything = None
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +98,6 @@ class Request(Strict):
                     raise ValueError(
                         f"has {name}, which this version does not support; leave it out"
                     )
-            _check_response_format(body.get("response_format"))
         return body
 
     @model_validator(mode="after")
@@ -99,6 +111,16 @@ class Request(Strict):
         if self.stream and self.prompt_logprobs is not None:
             raise ValueError("has prompt_logprobs with stream, but chunks have no place for them")
         return self
+
+    @model_validator(mode="after")
+    def _check_format(self) -> "Request":
+        assert self.format is None or self.format.field
+        return self
+
+    @cached_property
+    def format(self) -> Format | None:
+        """What the answer must be. Raises ApiError."""
+        return format_of({name: getattr(self, name) for name in FORMAT_FIELDS})
 
     @property
     def scheduling(self) -> dict[str, Any]:
@@ -116,18 +138,11 @@ class Request(Strict):
         )
 
 
-def _check_response_format(value: Any) -> None:
-    kind = value.get("type") if isinstance(value, Mapping) else value
-    if kind not in (None, "text"):
-        raise ValueError(
-            "asks for a response_format other than text, which this version does not support yet"
-        )
-
-
 class Thinking(Strict):
-    """The thinking switch as Z.ai's own API has it."""
+    """The thinking switch as Z.ai's own API has it. clear_thinking: of earlier turns (GLM-4.7)."""
 
     type: Literal["enabled", "disabled"] = "enabled"
+    clear_thinking: bool | None = None
 
 
 class ChatRequest(Request):
@@ -181,6 +196,7 @@ class ChatRequest(Request):
             options["enable_thinking"] = False
         if self.thinking is not None:
             options["enable_thinking"] = self.thinking.type == "enabled"
+            options["clear_thinking"] = self.thinking.clear_thinking
         return options | (self.chat_template_kwargs or {})
 
 

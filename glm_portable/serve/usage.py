@@ -9,21 +9,19 @@ from glm_portable.engine.types import Delta
 class Usage:
     """The tokens of a request: its prompts once each, and everything generated.
 
-    reasoning: of the completion's tokens those of the thinking; None where nobody looks for it.
-    choices: how many each prompt has; what was found of it in the cache is told of its first one.
+    cached: of the prompt's tokens those found in the prefix cache. reasoning: of the completion's
+    those of the thinking; None where nobody looks for it.
     """
 
-    def __init__(
-        self, prompts: Sequence[Sequence[int]], reasoning: int | None = None, choices: int = 1
-    ) -> None:
+    def __init__(self, prompts: Sequence[Sequence[int]], reasoning: int | None = None) -> None:
         self.prompt, self.completion, self.reasoning = sum(map(len, prompts)), 0, reasoning
-        self.cached, self._choices = 0, choices
+        self.cached = 0
 
-    def count(self, delta: Delta, reasoning: int = 0, choice: int = 0) -> None:
-        """Take the next delta of a choice; reasoning: how many of its tokens are thinking."""
+    def count(self, delta: Delta, reasoning: int = 0, first: bool = True) -> None:
+        """`first`: of the choices of its prompt; the others find its whole prompt in the cache."""
         self.completion += len(delta.token_ids)
-        if choice % self._choices == 0:
-            self.cached += delta.num_cached_tokens or 0
+        if first and delta.num_cached_tokens:
+            self.cached += delta.num_cached_tokens
         if self.reasoning is not None:
             self.reasoning += reasoning
 
