@@ -106,23 +106,25 @@ class Calls:
         start = grammar.literal(function["name"] + self._tags.after_name)
         end = grammar.literal(END_CALL)
         if is_strict(tool):
-            self._strict(arguments, f"{place}.function.parameters", function.get("parameters"))
-            self._rules.append(f"{rule}_rest: {arguments}::0x0 {end}")
+            where = f"{place}.function.parameters"
+            written = self._strict(arguments, where, function.get("parameters"))
         else:
-            self._any(arguments, declared_names(function.get("parameters")))
-            self._rules.append(f"{rule}_rest: {arguments}* {end}")
+            written = self._any(arguments, declared_names(function.get("parameters")))
+        self._rules.append(f"{rule}_rest: {written} {end}")
         self._rules.append(f"{rule}: {start} {rule}_rest")
         return rule
 
-    def _any(self, rule: str, names: Sequence[str]) -> None:
-        """An argument of a declared name, if there are any, and any text as its value."""
+    def _any(self, rule: str, names: Sequence[str]) -> str:
+        """Arguments of declared names, if there are any, and any text as their values."""
         name = " | ".join(map(grammar.literal, names)) or grammar.regex(r"[^<\s][^<\n]{0,255}")
         self._rules.append(f"{rule}: {rule.upper()}")
         before, after = grammar.literal(KEY), grammar.literal(END_KEY + self._tags.between + VALUE)
         value = f"({grammar.without(END_VALUE)}) {self._end}"
         self._rules.append(f"{rule.upper()}: {before} ({name}) {after} {value}")
+        return f"{rule}*"
 
-    def _strict(self, rule: str, place: str, parameters: Any) -> None:
+    def _strict(self, rule: str, place: str, parameters: Any) -> str:
+        """The declared arguments; the bits of the rule's parameter are those that have come."""
         schema = checked(parameters or {}, place, strict=False)
         properties, required = _shape(schema, place)
         done = ""
@@ -138,7 +140,8 @@ class Calls:
             lines.append(f"  | {grammar.literal(start)} {then}")
             types = tool_schema.types(name)
             self._value(argument, f"{place}.properties.{name}", schema, value, types)
-        self._rules += lines
+        self._rules += lines if properties else []
+        return f"{rule}::0x0" if properties else ""
 
     def _value(
         self, rule: str, place: str, root: Mapping[str, Any], schema: Any, types: frozenset[str]
