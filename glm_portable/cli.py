@@ -56,6 +56,11 @@ def model_options(command: F) -> F:
                 "--tool-call-parser", help="glm45 or glm47; told from the template if not given."
             ),
             option("--max-model-len", type=int, help="Window: prompt and answer together."),
+            option(
+                "--kv-cache-dtype",
+                default="auto",
+                help="auto (the model's), bfloat16, or fp8 (fp8_e4m3) for twice the tokens.",
+            ),
             speculative_options,
             config_option,
         ]
@@ -125,7 +130,54 @@ def limit_options(command: F) -> F:
             option(
                 "--max-num-batched-tokens", type=int, help="Tokens in one step. [default: 2048]"
             ),
-            option("--kv-cache-memory", type=int, help="Bytes. [default: half of what is free]"),
+            option(
+                "--enable-chunked-prefill/--no-enable-chunked-prefill",
+                default=True,
+                help="Whether a prompt may be read in several steps, among others' tokens.",
+            ),
+            option(
+                "--chunked-prefill-size",
+                type=int,
+                help="SGLang's name of --max-num-batched-tokens; -1 reads prompts whole.",
+            ),
+            option(
+                "--enable-prefix-caching/--no-enable-prefix-caching",
+                " /--disable-radix-cache",
+                default=True,
+                help="Whether requests share the keys and values of equal beginnings.",
+            ),
+            option(
+                "--gpu-memory-utilization",
+                type=float,
+                help="Share of the device's memory (on the CPU: of the machine's) for weights, "
+                "KV cache and steps. [default: 0.9; on the CPU the cache takes half of what is "
+                "free]",
+            ),
+            option(
+                "--mem-fraction-static",
+                type=float,
+                help="SGLang's: share for weights and KV cache; steps live in the rest.",
+            ),
+            option(
+                "--kv-cache-memory",
+                "--kv-cache-memory-bytes",
+                type=int,
+                envvar="GLM_PORTABLE_KV_CACHE_MEMORY",
+                help="Bytes of the KV cache, on each device.",
+            ),
+            option("--num-gpu-blocks-override", type=int, help="Pages of the KV cache."),
+            option(
+                "--scheduling-policy",
+                type=click.Choice(["fcfs", "priority"]),
+                default="fcfs",
+                help="Order of requests: of arrival, or by their field priority (lowest first).",
+            ),
+            option(
+                "--preemption-mode",
+                type=click.Choice(["recompute", "swap"]),
+                default="recompute",
+                help="What happens to a request whose pages are needed.",
+            ),
             option("--seed", type=int, default=0, help="For requests without a seed of their own."),
         ]
     ):
@@ -163,23 +215,99 @@ def rank_options(command: F) -> F:
     return command
 
 
+def server_options(command: F) -> F:
+    """The HTTP server: address, keys, limits, log, traces; names of vLLM and SGLang."""
+    for decorate in reversed(
+        [
+            option("--host", default="127.0.0.1", help="0.0.0.0 to listen on every interface."),
+            option("--port", type=int, default=8000, help="0 takes a free one."),
+            option("--served-model-name", multiple=True, help="What requests call it; repeatable."),
+            option("--api-key", multiple=True, help="Required of every request; repeatable."),
+            option(
+                "--api-key-file",
+                type=file_path,
+                help="Keys, one a line: unlike --api-key not seen in a list of processes.",
+            ),
+            option(
+                "--allowed-origins",
+                "--allow-origins",
+                "allowed_origins",
+                multiple=True,
+                help="Web pages (CORS) that may call; repeatable, or a JSON list.",
+            ),
+            option("--ssl-certfile", type=file_path, help="PEM certificate: serve HTTPS."),
+            option("--ssl-keyfile", type=file_path, help="Its PEM key."),
+            option(
+                "--request-timeout", type=float, help="Seconds of one answer. [default: no limit]"
+            ),
+            option(
+                "--max-queue",
+                "--max-queued-requests",
+                "max_queue",
+                envvar="GLM_PORTABLE_MAX_QUEUE",
+                type=int,
+                help="Waiting requests above which others get 429. [default: no limit]",
+            ),
+            option(
+                "--rate-limit",
+                type=int,
+                help="Requests a minute of one key, or else one address. [default: no limit]",
+            ),
+            option("--max-body-size", type=int, default=16 * 2**20, help="Bytes of a request."),
+            option(
+                "--write-timeout",
+                type=float,
+                default=60.0,
+                help="Seconds after which a client that reads nothing is cut.",
+            ),
+            option("--drain-grace", type=float, default=30.0, help="Seconds to finish at the end."),
+            option(
+                "--log-format",
+                type=click.Choice(["text", "json"]),
+                default="text",
+                help="A line of text or of JSON a record.",
+            ),
+            option(
+                "--log-level",
+                "--uvicorn-log-level",
+                "log_level",
+                envvar="GLM_PORTABLE_LOG_LEVEL",
+                type=click.Choice(["debug", "info", "warning", "error"]),
+                default="info",
+                help="Least level that is logged.",
+            ),
+            option(
+                "--disable-log-requests",
+                "--disable-uvicorn-access-log",
+                "disable_log_requests",
+                envvar="GLM_PORTABLE_DISABLE_LOG_REQUESTS",
+                is_flag=True,
+                help="No line for every request. Their texts are never logged.",
+            ),
+            option(
+                "--otlp-traces-endpoint",
+                metavar="URL",
+                help="Send OpenTelemetry traces there, over HTTP.",
+            ),
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
 @main.command()
 @model_options
 @limit_options
 @rank_options
-@option("--host", default="127.0.0.1", help="0.0.0.0 to listen on every interface.")
-@option("--port", type=int, default=8000, help="0 takes a free one.")
-@option("--served-model-name", multiple=True, help="What requests call the model; repeatable.")
-@option("--api-key", multiple=True, help="Required as Bearer token; repeatable.")
-@option("--allowed-origins", multiple=True, help="Web pages (CORS) that may call; repeatable.")
+@server_options
 @option("--reasoning-parser", type=click.Choice(["glm45"]), help="For vLLM's command lines.")
 @option("--enable-auto-tool-choice", is_flag=True, help="Always on; for vLLM's command lines.")
-@option("--drain-grace", type=float, default=30.0, help="Seconds for running requests at the end.")
 def serve(model: str | None, **options: Any) -> None:
     """Serve an OpenAI-compatible API."""
     from glm_portable.commands import run_server
 
-    raise SystemExit(run_server(model, **options))
+    limits = {k: options.pop(k) for k in LIMIT_OPTIONS}
+    raise SystemExit(run_server(model, limits, **options))
 
 
 @main.command()
@@ -321,7 +449,21 @@ LOAD_OPTIONS = (
     "chat_template",
     "tool_call_parser",
     "max_model_len",
+    "kv_cache_dtype",
     "speculative_config",
+)
+LIMIT_OPTIONS = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enable_chunked_prefill",
+    "chunked_prefill_size",
+    "enable_prefix_caching",
+    "gpu_memory_utilization",
+    "mem_fraction_static",
+    "kv_cache_memory",
+    "num_gpu_blocks_override",
+    "scheduling_policy",
+    "preemption_mode",
 )
 SAMPLING_OPTIONS = ("max_tokens", "temperature", "top_p", "seed")
 

@@ -1,13 +1,13 @@
 """One request from its submission to its last delta."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.sampling import RowSampler, Sampled
 from glm_portable.engine.scheduler import Sequence as TokenSequence
 from glm_portable.engine.stopping import AnswerText
-from glm_portable.engine.types import Delta, FinishReason, SamplingParams
+from glm_portable.engine.types import Delta, FinishReason, SamplingParams, Timeline
 
 OnDelta = Callable[[Delta], None]
 
@@ -28,6 +28,7 @@ class Request:
     text: AnswerText
     row: RowSampler
     prompt_logprobs: PromptLogprobs | None = None
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def request_id(self) -> str:
@@ -46,6 +47,7 @@ class Request:
         prompt, self.prompt_logprobs = self.prompt_logprobs, None
         if sampled.token_id is None or (prompt and not prompt.usable):
             return self.finish("error", error=sampled.error)
+        first = self.num_generated == 0
         self.sequence.token_ids.append(sampled.token_id)
         self.row.append(sampled.token_id)
         reason: FinishReason | None
@@ -66,6 +68,7 @@ class Request:
             logprobs=() if sampled.logprob is None else (sampled.logprob,),
             finish_reason=reason,
             stop_reason=stop_reason,
+            num_cached_tokens=self.sequence.num_cached if first else None,
             prompt_logprobs=tuple(prompt.found) if prompt else (),
         )
 

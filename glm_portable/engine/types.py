@@ -1,5 +1,6 @@
 """What goes into the engine and what comes out of it; torch-free."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -40,6 +41,11 @@ class SamplingParams:
     grammar: "Grammar | None" = None
     prompt_logprobs: int | None = None
 
+    @property
+    def may_skip_prompt(self) -> bool:
+        """Whether the answer needs nothing of the prompt's tokens but the last one's logits."""
+        return self.prompt_logprobs is None
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -55,6 +61,19 @@ class TokenLogprob:
     rank: int | None = None
 
 
+@dataclass(slots=True)
+class Timeline:
+    """When what happened to a request, in seconds of `time.monotonic()`; None: it did not.
+
+    scheduled: the start of the first step it was in. first_token, last_token: the ends of steps.
+    """
+
+    arrived: float = field(default_factory=time.monotonic)
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
 @dataclass(frozen=True)
 class Delta:
     """What one request gained since the last delta.
@@ -62,8 +81,10 @@ class Delta:
     text never ends inside a character or inside what may become a stop string, so it can trail
     token_ids; the last delta carries the rest. finish_reason is set on the last delta alone.
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
-    error: one sentence, with finish_reason "error". prompt_logprobs: on the first delta, if asked
-    for: of the prompt's tokens from the second on (nothing predicts the first).
+    error: one sentence, with finish_reason "error". num_cached_tokens: on the first delta that has
+    tokens, how many of the prompt's were found in the cache. prompt_logprobs: on the first delta,
+    if asked for: of the prompt's tokens from the second on (nothing predicts the first). timeline:
+    on the last delta alone.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -72,4 +93,6 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    num_cached_tokens: int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    timeline: Timeline | None = None

@@ -78,7 +78,7 @@ class Conversation:
             choice = self.choices[index]
             known = choice.reasoning_tokens
             events = choice.take(delta)
-            self.usage.count(delta, choice.reasoning_tokens - known)
+            self.usage.count(delta, choice.reasoning_tokens - known, first=index == 0)
             if choice.finish_reason is not None:
                 self.generation.stop(index)
             yield choice, events, delta
@@ -103,7 +103,7 @@ async def start(service: Service, request: ChatRequest) -> Conversation:
     choices[1:] = [replace(choice, prompt_logprobs=None) for choice in choices[1:]]
     return Conversation(
         model,
-        service.generate([Job(ids, params) for params in choices]),
+        service.generate([Job(ids, params, **request.scheduling) for params in choices]),
         [_choice(request, found) for _ in choices],
         Usage([ids], reasoning=0),
     )

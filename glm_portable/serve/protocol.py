@@ -17,6 +17,7 @@ from pydantic import (
 
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
+    MAX_SALT_LENGTH,
     Anything,
     Biases,
     Choices,
@@ -25,6 +26,7 @@ from glm_portable.serve.fields import (
     LogprobCount,
     Messages,
     PositiveCount,
+    Priority,
     Prompts,
     ResponseFormat,
     Seed,
@@ -38,6 +40,7 @@ _UNSUPPORTED = (
     *("audio", "suffix", "prompt_embeds", "use_beam_search"),
     *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
+    "continue_final_message",
 )
 
 
@@ -73,6 +76,8 @@ class Request(Strict):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: LogprobCount | None = None
+    priority: Priority | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
     response_format: ResponseFormat = None
     structured_outputs: Anything = None
     guided_json: Anything = None
@@ -118,6 +123,11 @@ class Request(Strict):
         return format_of({name: getattr(self, name) for name in FORMAT_FIELDS})
 
     @property
+    def scheduling(self) -> dict[str, Any]:
+        """What a `Job` takes beside the prompt and the sampling."""
+        return {"priority": self.priority or 0, "cache_salt": self.cache_salt or ""}
+
+    @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
@@ -129,9 +139,10 @@ class Request(Strict):
 
 
 class Thinking(Strict):
-    """The thinking switch as Z.ai's own API has it."""
+    """The thinking switch as Z.ai's own API has it. clear_thinking: of earlier turns (GLM-4.7)."""
 
     type: Literal["enabled", "disabled"] = "enabled"
+    clear_thinking: bool | None = None
 
 
 class ChatRequest(Request):
@@ -185,6 +196,7 @@ class ChatRequest(Request):
             options["enable_thinking"] = False
         if self.thinking is not None:
             options["enable_thinking"] = self.thinking.type == "enabled"
+            options["clear_thinking"] = self.thinking.clear_thinking
         return options | (self.chat_template_kwargs or {})
 
 

@@ -1,6 +1,7 @@
 """Whatever a client sends, the answer is an OpenAI error object with the right status."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -207,7 +208,6 @@ def test_json_with_a_charset_is_read(server: Running, http: httpx.Client, path: 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
         ("POST", "/v1/embeddings", 404),
         ("GET", "/v1/models/", 404),
         ("GET", "/v1/models/other", 404),
@@ -279,7 +279,7 @@ def test_an_unhealthy_engine_is_reported_and_can_recover(
     server: Running, http: httpx.Client
 ) -> None:
     assert http.get("/health").status_code == 200
-    server.engine.healthy = False
+    server.engine.stats_now = replace(server.engine.stats_now, healthy=False)
     error_of(http.get("/health"), 503)
     assert http.post(CHAT, json=VALID[CHAT]).status_code == 200
 
@@ -287,7 +287,7 @@ def test_an_unhealthy_engine_is_reported_and_can_recover(
 def test_an_engine_that_drains_on_its_own(
     server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def draining(*arguments: Any) -> int:
+    def draining(*arguments: Any, **options: Any) -> int:
         raise EngineDraining("The server is shutting down; send the request again later.")
 
     monkeypatch.setattr(server.engine, "submit", draining)
