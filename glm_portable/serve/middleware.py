@@ -42,7 +42,9 @@ class Exchanges:
             return await self._app(scope, receive, send)
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        exchange = Exchange(request_id, scope["method"][:20], scope["path"][:200])
+        # As it was sent: decoded, a path could hold a line break and forge a line of the log.
+        path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
+        exchange = Exchange(request_id, scope["method"][:20], path[:200])
         enter(exchange)
 
         async def send_with_id(message: Message) -> None:
