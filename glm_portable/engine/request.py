@@ -46,8 +46,7 @@ class Request:
         """
         prompt, self.prompt_logprobs = self.prompt_logprobs, None
         if sampled.token_id is None or (prompt and not prompt.usable):
-            error = "The model returned no finite logits for this request."
-            return self.finish("error", error=error)
+            return self.finish("error", error=sampled.error)
         self.sequence.token_ids.append(sampled.token_id)
         self.row.append(sampled.token_id)
         reason: FinishReason | None
@@ -59,7 +58,7 @@ class Request:
             if self.text.found is not None:
                 reason, stop_reason = "stop", self.text.found
             elif len(self.sequence.token_ids) >= self.sequence.max_length:
-                reason = "length"
+                reason = "stop" if self.row.complete else "length"
         if reason is not None:
             text += self.text.finish()
         return Delta(
@@ -76,7 +75,7 @@ class Request:
         return Delta(finish_reason=reason, error=error)
 
     def _ends_with(self, token_id: int) -> tuple[FinishReason | None, int | None]:
-        if token_id in self.eos_ids:
+        if token_id in self.eos_ids or self.row.ended_by(token_id):
             return "stop", None
         if token_id in self.params.stop_token_ids:
             return "stop", token_id

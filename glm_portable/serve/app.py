@@ -9,6 +9,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from glm_portable.serve import openai, tokenize
+from glm_portable.serve.anthropic import routes as anthropic
+from glm_portable.serve.anthropic.errors import MessagesErrors
+from glm_portable.serve.anthropic.request import CountTokensRequest, MessagesRequest
+from glm_portable.serve.anthropic.schema import ERROR as MESSAGES_ERROR
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.exchange import Exchange, note_error
 from glm_portable.serve.logs import log_access
@@ -19,6 +23,8 @@ from glm_portable.serve.operations import add_operations
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.rate import RateLimit
 from glm_portable.serve.request_metrics import RequestMetrics
+from glm_portable.serve.responses import routes as responses
+from glm_portable.serve.responses.request import ResponsesRequest
 from glm_portable.serve.service import Service
 from glm_portable.serve.tokenize import DetokenizeRequest, TokenizeRequest
 
@@ -27,7 +33,10 @@ _MESSAGES = {
     405: "{path} does not take {method}; see /openapi.json.",
 }
 
-_BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_BODIES = (
+    *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest),
+    *(ResponsesRequest, MessagesRequest, CountTokensRequest),
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -36,6 +45,7 @@ def create_app(service: Service) -> FastAPI:
     # The documentation pages would load scripts from another host.
     app = DocumentedApi(
         _BODIES,
+        {"MessagesError": MESSAGES_ERROR},
         title="glm-portable",
         version=version,
         docs_url=None,
@@ -49,6 +59,8 @@ def create_app(service: Service) -> FastAPI:
         service.cache_config,
     )
     app.include_router(openai.router(service))
+    app.include_router(responses.router(service))
+    app.include_router(anthropic.router(service))
     for prefix in ("", "/v1"):
         app.include_router(tokenize.router(service, prefix))
     add_operations(app, service, metrics, version)
@@ -83,6 +95,7 @@ def _add_middleware(app: FastAPI, service: Service, metrics: Metrics) -> None:
             service.tracing.record(exchange, Headers(scope=scope), route)
 
     app.add_middleware(Exchanges, on_start=metrics.in_progress.inc, on_end=on_end)
+    app.add_middleware(MessagesErrors)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

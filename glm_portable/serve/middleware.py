@@ -25,8 +25,7 @@ _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 class Exchanges:
     """Makes an Exchange of every request and hands it to `on_end` when the answer is over.
 
-    Puts x-request-id on every answer (Anthropic's name for it as well), and turns what nobody
-    caught into a 500 with it.
+    Puts x-request-id on every answer, and turns what nobody caught into a 500 with it.
     """
 
     def __init__(
@@ -50,8 +49,7 @@ class Exchanges:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = headers["request-id"] = request_id
+                MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         self._on_start()

@@ -20,6 +20,7 @@ from glm_portable.serve.mailbox import Mailbox
 from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.self_test import PARAMS, TEXT, SelfTest
 from glm_portable.serve.settings import ServerSettings
+from glm_portable.serve.structured.compiler import Compiler
 from glm_portable.serve.tracing import Tracing
 from glm_portable.tokenizer import Tokenizer
 
@@ -45,8 +46,10 @@ class Service:
     draining: bool = False
     running: set[Generation] = field(default_factory=set)
     _mailbox: Mailbox | None = None
+    grammars: Compiler = field(init=False)
 
     def __post_init__(self) -> None:
+        self.grammars = Compiler(self.tokenizer)
         room = self.max_model_len - (PARAMS.max_tokens or 0)
         self.self_test = SelfTest(self.tokenizer.encode(TEXT)[: max(1, room)])
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
@@ -34,9 +34,10 @@ def encode(content: Any) -> bytes:
     return (text if text.isascii() else text.translate(_LINE_BREAKS)).encode()
 
 
-def event(content: Any) -> bytes:
-    """One server-sent event."""
-    return b"data: " + encode(content) + b"\n\n"
+def event(content: Any, name: str = "") -> bytes:
+    """One server-sent event. OpenAI's older APIs give theirs no names."""
+    named = f"event: {name}\n".encode() if name else b""
+    return named + b"data: " + encode(content) + b"\n\n"
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -59,14 +60,38 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+class Streamable(Protocol):
+    """An answer under way, of any API; read once, as chunks or as a whole."""
+
+    generation: Generation
+
+    @property
+    def stream(self) -> "type[EventStream]":
+        """How its chunks are sent."""
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer as one object, when it is complete. Raises ApiError."""
+
+    def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The answer piece by piece. Raises ApiError."""
+
+
 class EventStream(Response):
     """Sends chunks as server-sent events until they end, fail, or the client goes away.
 
-    A stream that ends well ends in [DONE]. One that fails ends in an error object without it:
-    clients take a stream that merely stops for a complete answer.
+    A stream that ends well ends in `end`. One that fails ends in an error object without it:
+    clients take a stream that merely stops for a complete answer. Other APIs override what events
+    look like.
     """
 
     media_type = "text/event-stream"
+    end = b"data: [DONE]\n\n"
+
+    def chunk(self, chunk: dict[str, Any]) -> bytes:
+        return event(chunk)
+
+    def error(self, error: ApiError) -> bytes:
+        return event(error.body())
 
     def __init__(self, generation: Generation, chunks: AsyncIterator[dict[str, Any]]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -89,13 +114,13 @@ class EventStream(Response):
     async def _events(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._chunks:
-                yield event(chunk)
+                yield self.chunk(chunk)
         except ApiError as error:
             note_error(error.code)
-            yield event(error.body())
+            yield self.error(error)
         except Exception:
             log.exception("a stream failed")
             note_error("internal_error")
-            yield event(internal_error().body())
+            yield self.error(internal_error())
         else:
-            yield b"data: [DONE]\n\n"
+            yield self.end
