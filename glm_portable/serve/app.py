@@ -20,6 +20,7 @@ from glm_portable.serve.metrics import Metrics
 from glm_portable.serve.middleware import ApiKeys, Exchanges, HeadRequests
 from glm_portable.serve.openapi import DocumentedApi
 from glm_portable.serve.operations import add_operations
+from glm_portable.serve.page import add_page
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.rate import RateLimit
 from glm_portable.serve.request_metrics import RequestMetrics
@@ -64,6 +65,7 @@ def create_app(service: Service) -> FastAPI:
     for prefix in ("", "/v1"):
         app.include_router(tokenize.router(service, prefix))
     add_operations(app, service, metrics, version)
+    add_page(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     _add_middleware(app, service, metrics)

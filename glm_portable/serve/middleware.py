@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from glm_portable.serve import page
 from glm_portable.serve.errors import ApiError, internal_error, refuse
 from glm_portable.serve.exchange import Exchange, enter
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset(
-    {"/", "/health", "/live", "/ready", "/ping", "/version", "/metrics", "/openapi.json"}
-)
+OPEN_PATHS = page.PATHS | {
+    *("/health", "/live", "/ready", "/ping", "/version", "/metrics", "/openapi.json")
+}
 """Need no API key: they tell nothing of what users ask."""
 
 _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)

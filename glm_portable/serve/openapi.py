@@ -41,13 +41,13 @@ def describe(
     summary: str,
     *,
     streams: bool = True,
-    error: str = "Error",
     operation: bool = False,
+    error: str = "Error",
 ) -> dict[str, Any]:
     """Keyword arguments for a FastAPI route: its request, its answers and its errors.
 
-    error: the schema's name. operation: it is one for operators, which needs no key and may answer
-    503.
+    operation: it is one for operators, which needs no key and may answer 503. error: the name of
+    the errors' schema.
     """
     errors = _OPERATION if operation else _ALWAYS | (_WITH_BODY if request else {})
     found: dict[str, Any] = {
