@@ -11,6 +11,7 @@ import click
 from glm_portable.bench.host.command import host
 from glm_portable.bench.serve.command import serve
 from glm_portable.bench.soak.command import soak
+from glm_portable.bench.speculative.command import speculative
 from glm_portable.options import Group, config_option, option
 
 
@@ -64,5 +65,5 @@ def model_command(model: str | None, batches: str, **options: Any) -> None:
     run_bench(model, batches=[int(count) for count in counts], **options)
 
 
-for command in (model_command, serve, soak, host):
+for command in (model_command, serve, soak, host, speculative):
     bench.add_command(command)

@@ -1,13 +1,13 @@
 """One request from its submission to its last delta."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.sampling import RowSampler, Sampled
 from glm_portable.engine.scheduler import Sequence as TokenSequence
 from glm_portable.engine.stopping import AnswerText
-from glm_portable.engine.types import Delta, FinishReason, SamplingParams
+from glm_portable.engine.types import Delta, FinishReason, SamplingParams, Timeline
 
 OnDelta = Callable[[Delta], None]
 
@@ -28,6 +28,7 @@ class Request:
     text: AnswerText
     row: RowSampler
     prompt_logprobs: PromptLogprobs | None = None
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def request_id(self) -> str:

@@ -1,5 +1,6 @@
 """What goes into the engine and what comes out of it; torch-free."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -55,6 +56,19 @@ class TokenLogprob:
     rank: int | None = None
 
 
+@dataclass(slots=True)
+class Timeline:
+    """When what happened to a request, in seconds of `time.monotonic()`; None: it did not.
+
+    scheduled: the start of the first step it was in. first_token, last_token: the ends of steps.
+    """
+
+    arrived: float = field(default_factory=time.monotonic)
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
 @dataclass(frozen=True)
 class Delta:
     """What one request gained since the last delta.
@@ -64,7 +78,8 @@ class Delta:
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
     error: one sentence, with finish_reason "error". num_cached_tokens: on the first delta that has
     tokens, how many of the prompt's were found in the cache. prompt_logprobs: on the first delta,
-    if asked for: of the prompt's tokens from the second on (nothing predicts the first).
+    if asked for: of the prompt's tokens from the second on (nothing predicts the first). timeline:
+    on the last delta alone.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -75,3 +90,4 @@ class Delta:
     error: str | None = None
     num_cached_tokens: int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    timeline: Timeline | None = None

@@ -14,12 +14,19 @@ from glm_portable.serve.body import read
 from glm_portable.serve.chat_answer import ChatAnswer
 from glm_portable.serve.completion_answer import CompletionAnswer, RawPrompt, Reported
 from glm_portable.serve.errors import from_usage_error
+from glm_portable.serve.exchange import note_error
 from glm_portable.serve.generation import Job
 from glm_portable.serve.openapi import describe
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
 from glm_portable.serve.service import Service
-from glm_portable.serve.streaming import ClientGone, Streamable, encode, unless_disconnected
+from glm_portable.serve.streaming import (
+    CLIENT_GONE,
+    ClientGone,
+    Streamable,
+    encode,
+    unless_disconnected,
+)
 from glm_portable.serve.structured.answers import constrain_text
 from glm_portable.serve.usage import Usage
 
@@ -68,6 +75,7 @@ async def respond(
         async with answer.generation:
             whole = await unless_disconnected(request.receive, answer.whole())
     except ClientGone:
+        note_error(CLIENT_GONE)
         return Response(status_code=499)  # nobody gets it
     # Off the loop: the log probabilities of a long prompt are many megabytes.
     return Response(await asyncio.to_thread(encode, whole), media_type="application/json")

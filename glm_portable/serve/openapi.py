@@ -24,23 +24,32 @@ _ERROR = {
     },
 }
 _ALWAYS = {401: "Wrong or missing API key", 404: "Not found", 500: "The server failed"}
+_OPERATION = {400: "Not such a check", 500: "The server failed", 503: "Loading, draining or failed"}
 _WITH_BODY = {
     400: "The request is wrong; `param` says where",
     408: "The body did not arrive",
     413: "The body is too large",
     415: "The body is not JSON",
+    429: "Too many requests, of this caller or waiting; see Retry-After",
     503: "Loading, draining or failed; see Retry-After",
+    504: "The answer took longer than this server allows",
 }
 
 
 def describe(
-    request: type[BaseModel] | None, summary: str, *, streams: bool = True, error: str = "Error"
+    request: type[BaseModel] | None,
+    summary: str,
+    *,
+    streams: bool = True,
+    operation: bool = False,
+    error: str = "Error",
 ) -> dict[str, Any]:
     """Keyword arguments for a FastAPI route: its request, its answers and its errors.
 
-    error: the schema's name.
+    operation: it is one for operators, which needs no key and may answer 503. error: the name of
+    the errors' schema.
     """
-    errors = _ALWAYS | (_WITH_BODY if request else {})
+    errors = _OPERATION if operation else _ALWAYS | (_WITH_BODY if request else {})
     found: dict[str, Any] = {
         "summary": summary,
         "responses": {status: _error_answer(text, error) for status, text in errors.items()},

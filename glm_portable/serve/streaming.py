@@ -10,6 +10,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from glm_portable.serve.errors import ApiError, internal_error
+from glm_portable.serve.exchange import note_error
 from glm_portable.serve.generation import Generation
 
 T = TypeVar("T")
@@ -21,6 +22,10 @@ _MOST_TOGETHER = 256
 
 # Some clients split a stream's lines with str.splitlines, which breaks at these as well.
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+CLIENT_GONE = "client_disconnected"
+"""The code of an error that nobody gets, for the log and the metrics."""
 
 
 class ClientGone(Exception):
@@ -102,7 +107,7 @@ class EventStream(Response):
             try:
                 await unless_disconnected(receive, self._send(send))
             except ClientGone:
-                log.info("client disconnected from a stream")
+                note_error(CLIENT_GONE)
 
     async def _send(self, send: Send) -> None:
         """Events that came together go out together: a write costs more than making an event."""
@@ -127,9 +132,11 @@ class EventStream(Response):
             async for chunk in self._chunks:
                 yield self.chunk(chunk)
         except ApiError as error:
+            note_error(error.code)
             yield self.error(error)
         except Exception:
             log.exception("a stream failed")
+            note_error("internal_error")
             yield self.error(internal_error())
         else:
             yield self.end

@@ -295,7 +295,7 @@ def test_errors_of_the_server_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         broken = httpx.post(running.url + PATH, json=BODY, headers=known)
         assert error_of(broken, 500, "api_error") == "It broke."
 
-        def refuse(*arguments: Any) -> Any:
+        def refuse(*arguments: Any, **named: Any) -> Any:
             raise EngineDraining("Later.")
 
         monkeypatch.setattr(running.engine, "submit", refuse)
