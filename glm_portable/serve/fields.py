@@ -14,6 +14,7 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_BIASES = 1024
 MAX_TOKENS = 2**31 - 1
+MAX_SALT_LENGTH = 1024
 
 
 def _whole(value: Any) -> Any:
@@ -27,6 +28,7 @@ Count = Annotated[Integer, Field(ge=0, le=MAX_TOKENS)]
 PositiveCount = Annotated[Integer, Field(ge=1, le=MAX_TOKENS)]
 LogprobCount = Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)]
 TokenId = Annotated[Integer, Field(ge=0, le=MAX_TOKENS)]
+Priority = Annotated[Integer, Field(ge=-(2**31), le=2**31 - 1)]
 Seed = Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)]
 
 
