@@ -29,9 +29,7 @@ def hub_cache(folder: Path) -> Path:
     return folder
 
 
-def test_32_clients_at_once(
-    server: Server, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_32_clients_at_once(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     seconds = request.config.getoption("--load-seconds")
     command = [str(Path(sys.executable).parent / "aiperf"), "profile", "-m", MODEL]
     command += ["--url", server.url, "--endpoint-type", "chat", "--streaming"]

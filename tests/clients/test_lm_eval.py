@@ -70,9 +70,7 @@ def test_log_probabilities_over_completions(
     url = f"{server.api}/completions"
     arguments = f"model={MODEL},base_url={url},tokenizer_backend=remote,num_concurrent=2"
     options = ("--model", "local-completions", "--model_args", arguments)
-    _, samples = evaluate(
-        tmp_path, CHOICES, QUESTIONS, *options, "--batch_size", str(batch_size)
-    )
+    _, samples = evaluate(tmp_path, CHOICES, QUESTIONS, *options, "--batch_size", str(batch_size))
     pairs = [(doc["question"], choice) for doc in QUESTIONS for choice in doc["choices"]]
     samples.sort(key=lambda sample: sample["doc_id"])
     found = [tuple(answer) for sample in samples for answer in sample["filtered_resps"]]
