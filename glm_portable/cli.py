@@ -163,18 +163,93 @@ def rank_options(command: F) -> F:
     return command
 
 
+def server_options(command: F) -> F:
+    """The HTTP server: address, keys, limits, log, traces; names of vLLM and SGLang."""
+    for decorate in reversed(
+        [
+            option("--host", default="127.0.0.1", help="0.0.0.0 to listen on every interface."),
+            option("--port", type=int, default=8000, help="0 takes a free one."),
+            option("--served-model-name", multiple=True, help="What requests call it; repeatable."),
+            option("--api-key", multiple=True, help="Required of every request; repeatable."),
+            option(
+                "--api-key-file",
+                type=file_path,
+                help="Keys, one a line: unlike --api-key not seen in a list of processes.",
+            ),
+            option(
+                "--allowed-origins",
+                "--allow-origins",
+                "allowed_origins",
+                multiple=True,
+                help="Web pages (CORS) that may call; repeatable, or a JSON list.",
+            ),
+            option("--ssl-certfile", type=file_path, help="PEM certificate: serve HTTPS."),
+            option("--ssl-keyfile", type=file_path, help="Its PEM key."),
+            option(
+                "--request-timeout", type=float, help="Seconds of one answer. [default: no limit]"
+            ),
+            option(
+                "--max-queue",
+                "--max-queued-requests",
+                "max_queue",
+                envvar="GLM_PORTABLE_MAX_QUEUE",
+                type=int,
+                help="Waiting requests above which others get 429. [default: no limit]",
+            ),
+            option(
+                "--rate-limit",
+                type=int,
+                help="Requests a minute of one key, or else one address. [default: no limit]",
+            ),
+            option("--max-body-size", type=int, default=16 * 2**20, help="Bytes of a request."),
+            option(
+                "--write-timeout",
+                type=float,
+                default=60.0,
+                help="Seconds after which a client that reads nothing is cut.",
+            ),
+            option("--drain-grace", type=float, default=30.0, help="Seconds to finish at the end."),
+            option(
+                "--log-format",
+                type=click.Choice(["text", "json"]),
+                default="text",
+                help="A line of text or of JSON a record.",
+            ),
+            option(
+                "--log-level",
+                "--uvicorn-log-level",
+                "log_level",
+                envvar="GLM_PORTABLE_LOG_LEVEL",
+                type=click.Choice(["debug", "info", "warning", "error"]),
+                default="info",
+                help="Least level that is logged.",
+            ),
+            option(
+                "--disable-log-requests",
+                "--disable-uvicorn-access-log",
+                "disable_log_requests",
+                envvar="GLM_PORTABLE_DISABLE_LOG_REQUESTS",
+                is_flag=True,
+                help="No line for every request. Their texts are never logged.",
+            ),
+            option(
+                "--otlp-traces-endpoint",
+                metavar="URL",
+                help="Send OpenTelemetry traces there, over HTTP.",
+            ),
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
 @main.command()
 @model_options
 @limit_options
 @rank_options
-@option("--host", default="127.0.0.1", help="0.0.0.0 to listen on every interface.")
-@option("--port", type=int, default=8000, help="0 takes a free one.")
-@option("--served-model-name", multiple=True, help="What requests call the model; repeatable.")
-@option("--api-key", multiple=True, help="Required as Bearer token; repeatable.")
-@option("--allowed-origins", multiple=True, help="Web pages (CORS) that may call; repeatable.")
+@server_options
 @option("--reasoning-parser", type=click.Choice(["glm45"]), help="For vLLM's command lines.")
 @option("--enable-auto-tool-choice", is_flag=True, help="Always on; for vLLM's command lines.")
-@option("--drain-grace", type=float, default=30.0, help="Seconds for running requests at the end.")
 def serve(model: str | None, **options: Any) -> None:
     """Serve an OpenAI-compatible API."""
     from glm_portable.commands import run_server

@@ -30,6 +30,9 @@ def test_wheel_holds_backends_and_pocket_model(tmp_path: Path) -> None:
                  "glm_portable/kernels/tuned/gfx942.json"}  # fmt: skip
     assets = ("page.html", "page.css", "page.js")
     expected |= {f"glm_portable/verify/report/assets/{name}" for name in assets}
+    expected |= {
+        f"glm_portable/serve/web/{p.name}" for p in (ROOT / "glm_portable/serve/web").iterdir()
+    }
     assert len(pocket) == 6 and expected <= names
     outside = {n.split("/")[0] for n in names if not n.split("/")[0].endswith(".dist-info")}
     assert outside == {"glm_portable"}  # no top-level `backends` to shadow anything

@@ -10,6 +10,8 @@ import click
 
 from glm_portable.bench.host.command import host
 from glm_portable.bench.serve.command import serve
+from glm_portable.bench.soak.command import soak
+from glm_portable.bench.speculative.command import speculative
 from glm_portable.options import Group, config_option, option
 
 
@@ -24,7 +26,7 @@ class BenchGroup(Group):
 
 @click.group(cls=BenchGroup)
 def bench() -> None:
-    """Measure a model (`bench MODEL`), a server (`bench serve`), or the host (`bench host`).
+    """Measure a model (`bench MODEL`), a server (`serve`, `soak`), or the host's part (`host`).
 
     `bench MODEL` is short for `bench model MODEL`; `bench model --help` has its options.
     """
@@ -63,5 +65,5 @@ def model_command(model: str | None, batches: str, **options: Any) -> None:
     run_bench(model, batches=[int(count) for count in counts], **options)
 
 
-for command in (model_command, serve, host):
+for command in (model_command, serve, soak, host, speculative):
     bench.add_command(command)

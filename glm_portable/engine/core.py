@@ -5,8 +5,9 @@ sequence keeps those that are what would have been sampled; then the next ones a
 """
 
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from glm_portable.engine.acceptance import Turn, accept
 from glm_portable.engine.drafting import Computed, Drafter
 from glm_portable.engine.kv_cache import PagePool
 from glm_portable.engine.limits import EngineLimits
+from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer, note_tokens
 from glm_portable.engine.request import Request, joined
 from glm_portable.engine.scheduler import Chunk, Scheduler
 from glm_portable.engine.speculative import SpeculativeConfig
@@ -87,8 +89,10 @@ class EngineCore:
         limits: EngineLimits,
         vocab_size: int,
         speculative: SpeculativeConfig | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.model, self.limits, self.vocab_size = model, limits, vocab_size
+        self.observer = observer or NullObserver()
         num_drafts = 0 if speculative is None else speculative.num_speculative_tokens
         self.pool = PagePool(limits.num_pages, limits.page_size)
         self.scheduler = Scheduler(
@@ -147,10 +151,11 @@ class EngineCore:
         if not chunks:
             return
         self._steps += 1
+        self._note_start(chunks)
         try:
             hidden_TD, turns = self._compute(chunks)
         except Exception:
-            log.exception("a step of %d requests failed", len(chunks))
+            log.exception("a step of %d requests failed: %s", len(chunks), _names(chunks))
             self._fail_step(chunks)
             return
         drafted = self._draft(self._complete(chunks, turns), hidden_TD)
@@ -236,6 +241,8 @@ class EngineCore:
             if request.num_generated == len(delta.token_ids):
                 self._prompt_tokens += request.num_prompt_tokens
             self._generation_tokens += len(delta.token_ids)
+            if delta.token_ids:
+                note_tokens(self.observer, request.timeline, time.monotonic())
             if delta.finish_reason is None:
                 self._emit(request, delta)
             else:
@@ -246,7 +253,26 @@ class EngineCore:
     def _finish(self, request: Request, delta: Delta) -> None:
         """Free what the request holds, then tell its caller."""
         self._forget(request)
-        self._emit(request, delta)
+        assert delta.finish_reason is not None
+        self.observer.on_finish(
+            FinishedRequest(
+                request.request_id,
+                delta.finish_reason,
+                request.num_prompt_tokens,
+                request.num_generated,
+                request.params.max_tokens,
+                request.timeline,
+            )
+        )
+        self._emit(request, replace(delta, timeline=request.timeline))
+
+    def _note_start(self, chunks: Sequence[Chunk]) -> None:
+        now = time.monotonic()
+        for chunk in chunks:
+            timeline = self.requests[chunk.sequence.request_id].timeline
+            if timeline.scheduled is None:
+                timeline.scheduled = now
+        self.observer.on_step(sum(chunk.width for chunk in chunks))
 
     def _forget(self, request: Request) -> None:
         del self.requests[request.request_id]
@@ -260,3 +286,7 @@ class EngineCore:
             log.exception("the callback of request %s raised; aborted", request.request_id)
             if request.request_id in self.requests:
                 self._forget(request)
+
+
+def _names(chunks: Sequence[Chunk]) -> str:
+    return ", ".join(chunk.sequence.request_id for chunk in chunks)

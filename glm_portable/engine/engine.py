@@ -14,6 +14,7 @@ from glm_portable.engine.completion import Answer, Completion, EngineFailure
 from glm_portable.engine.core import EngineCore, EngineStats, LanguageModel
 from glm_portable.engine.limits import EngineLimits, default_limits
 from glm_portable.engine.logprobs import PromptLogprobs
+from glm_portable.engine.observer import Observer
 from glm_portable.engine.request import Request
 from glm_portable.engine.sampling import RowSampler
 from glm_portable.engine.scheduler import Sequence as TokenSequence
@@ -44,7 +45,8 @@ class Engine:
 
     Use it as a context manager, or call `start` and, at the end, `close`. seed: requests without
     a seed of their own get this one plus their number. speculative: what to draft with the model's
-    MTP layer, None for nothing. Raises UsageError for a model that has none.
+    MTP layer, None for nothing. observer: sees times and counts. Raises UsageError for a model
+    that has no such layer.
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class Engine:
         limits: EngineLimits,
         seed: int = 0,
         speculative: SpeculativeConfig | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.limits, self._tokenizer, self._seed = limits, tokenizer, seed
         self._vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
         self._eos_ids = frozenset(model.config.eos_token_id)
-        self._core = EngineCore(model, limits, self._vocab_size, speculative)
+        self._core = EngineCore(model, limits, self._vocab_size, speculative, observer)
         # What the engine's thread has yet to see: a request, the id of one to cancel, or None
         # just to wake it up.
         self._inbox: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
@@ -82,14 +85,16 @@ class Engine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
+        *,
+        name: str = "",
     ) -> str:
-        """Queue a request and return its id.
+        """Queue a request and return its id: a number, after `name`, so that logs tell whose it is.
 
         on_delta is called on the engine's thread, so it must not block; of all its deltas the
         last one, and no other, has a finish_reason. If it raises, the request is given up.
         Raises UsageError for a request that cannot be served, EngineDraining during shutdown.
         """
-        request = self._request(list(prompt_ids), params, on_delta)
+        request = self._request(list(prompt_ids), params, on_delta, name)
         with self._lock:
             if self._draining:
                 raise EngineDraining("The server is shutting down; send the request again later.")
@@ -158,7 +163,11 @@ class Engine:
         self.close()
 
     def _request(
-        self, prompt_ids: list[int], params: SamplingParams, on_delta: Callable[[Delta], None]
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        name: str,
     ) -> Request:
         admission.check_prompt(prompt_ids, self._vocab_size)
         admission.check_params(params, self._vocab_size)
@@ -171,7 +180,7 @@ class Engine:
         return Request(
             params=params,
             on_delta=on_delta,
-            sequence=TokenSequence(f"{number}", prompt_ids, length),
+            sequence=TokenSequence(f"{name}-{number}" if name else f"{number}", prompt_ids, length),
             num_prompt_tokens=len(prompt_ids),
             eos_ids=eos_ids,
             text=AnswerText(self._tokenizer.stream(), params.stop),

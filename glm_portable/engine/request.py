@@ -1,13 +1,13 @@
 """One request from its submission to its last delta."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.sampling import RowSampler, Sampled
 from glm_portable.engine.scheduler import Sequence as TokenSequence
 from glm_portable.engine.stopping import AnswerText
-from glm_portable.engine.types import Delta, FinishReason, SamplingParams
+from glm_portable.engine.types import Delta, FinishReason, SamplingParams, Timeline
 
 OnDelta = Callable[[Delta], None]
 
@@ -28,6 +28,7 @@ class Request:
     text: AnswerText
     row: RowSampler
     prompt_logprobs: PromptLogprobs | None = None
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def request_id(self) -> str:
@@ -45,8 +46,7 @@ class Request:
         """
         prompt, self.prompt_logprobs = self.prompt_logprobs, None
         if sampled.token_id is None or (prompt and not prompt.usable):
-            error = "The model returned no finite logits for this request."
-            return self.finish("error", error=error)
+            return self.finish("error", error=sampled.error)
         self.sequence.token_ids.append(sampled.token_id)
         self.row.append(sampled.token_id)
         reason: FinishReason | None
@@ -58,7 +58,7 @@ class Request:
             if self.text.found is not None:
                 reason, stop_reason = "stop", self.text.found
             elif len(self.sequence.token_ids) >= self.sequence.max_length:
-                reason = "length"
+                reason = "stop" if self.row.complete else "length"
         if reason is not None:
             text += self.text.finish()
         return Delta(
@@ -75,7 +75,7 @@ class Request:
         return Delta(finish_reason=reason, error=error)
 
     def _ends_with(self, token_id: int) -> tuple[FinishReason | None, int | None]:
-        if token_id in self.eos_ids:
+        if token_id in self.eos_ids or self.row.ended_by(token_id):
             return "stop", None
         if token_id in self.params.stop_token_ids:
             return "stop", token_id

@@ -1,8 +1,12 @@
 """What goes into the engine and what comes out of it; torch-free."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from glm_portable.engine.grammar import Grammar
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -15,7 +19,8 @@ class SamplingParams:
     prompt and output, presence and frequency (OpenAI) count output only. `logprobs` is the number
     of alternatives to report beside the chosen token, None for no logprobs at all;
     `prompt_logprobs` likewise for the tokens of the prompt. `max_tokens` None means up to the end
-    of the window.
+    of the window. `grammar`: what the answer must spell from its first token on; its
+    end ends the answer, even with ignore_eos or before min_tokens.
     """
 
     temperature: float = 1.0
@@ -33,6 +38,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: "Grammar | None" = None
     prompt_logprobs: int | None = None
 
 
@@ -50,6 +56,19 @@ class TokenLogprob:
     rank: int | None = None
 
 
+@dataclass(slots=True)
+class Timeline:
+    """When what happened to a request, in seconds of `time.monotonic()`; None: it did not.
+
+    scheduled: the start of the first step it was in. first_token, last_token: the ends of steps.
+    """
+
+    arrived: float = field(default_factory=time.monotonic)
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
 @dataclass(frozen=True)
 class Delta:
     """What one request gained since the last delta.
@@ -57,8 +76,10 @@ class Delta:
     text never ends inside a character or inside what may become a stop string, so it can trail
     token_ids; the last delta carries the rest. finish_reason is set on the last delta alone.
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
-    error: one sentence, with finish_reason "error". prompt_logprobs: on the first delta, if asked
-    for: of the prompt's tokens from the second on (nothing predicts the first).
+    error: one sentence, with finish_reason "error". num_cached_tokens: on the first delta that has
+    tokens, how many of the prompt's were found in the cache. prompt_logprobs: on the first delta,
+    if asked for: of the prompt's tokens from the second on (nothing predicts the first). timeline:
+    on the last delta alone.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -67,4 +88,6 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    num_cached_tokens: int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    timeline: Timeline | None = None

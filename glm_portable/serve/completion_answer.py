@@ -129,7 +129,8 @@ class CompletionAnswer(Answer):
         async for index, delta in self.generation.deltas():
             choice = self._choices[index]
             if self._counts:
-                self.usage.count(delta)
+                same_prompt = index > 0 and self._choices[index - 1].prompt is choice.prompt
+                self.usage.count(delta, first=not same_prompt)
             if delta.prompt_logprobs:  # of up to a whole window
                 await asyncio.to_thread(choice.take, delta)
             else:

@@ -9,13 +9,12 @@ from glm_portable.errors import UsageError
 from glm_portable.serve.chat import Prompt
 from glm_portable.serve.errors import from_usage_error
 from glm_portable.serve.events import Event, ToolCallArguments, ToolCallStart
-from glm_portable.serve.forced_call import choose
 from glm_portable.serve.generation import Generation, Job
 from glm_portable.serve.parsing import Parser
 from glm_portable.serve.protocol import ChatRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
 from glm_portable.serve.service import Service
-from glm_portable.serve.tools import openings
+from glm_portable.serve.structured.answers import Constrained, Constraint, constrain
 from glm_portable.serve.usage import Usage
 
 
@@ -79,7 +78,7 @@ class Conversation:
             choice = self.choices[index]
             known = choice.reasoning_tokens
             events = choice.take(delta)
-            self.usage.count(delta, choice.reasoning_tokens - known)
+            self.usage.count(delta, choice.reasoning_tokens - known, first=index == 0)
             if choice.finish_reason is not None:
                 self.generation.stop(index)
             yield choice, events, delta
@@ -88,17 +87,24 @@ class Conversation:
 async def start(service: Service, request: ChatRequest) -> Conversation:
     """Render the conversation and start its choices. Raises ApiError."""
     model = service.model(request.model)
-    params = sampling_params(request, service.settings.sampling)
     prompt = await asyncio.to_thread(render, service, request)
-    forced = openings(request.choice, service.call_format, request.tools or ())
-    opening = await choose(service, prompt.token_ids, params, forced)
-    ids, prefix = prompt.token_ids + opening, service.tokenizer.decode(opening)
+    found = await constrain(
+        service.grammars,
+        service.tokenizer,
+        service.call_format,
+        prompt,
+        Constraint.of(
+            request.format, request.tools or (), request.choice, request.parallel_tool_calls
+        ),
+    )
+    ids = found.prompt.token_ids
+    params = replace(sampling_params(request, service.settings.sampling), grammar=found.grammar)
     choices = list(for_each_choice(params, request.n or 1))
     choices[1:] = [replace(choice, prompt_logprobs=None) for choice in choices[1:]]
     return Conversation(
         model,
         service.generate([Job(ids, params) for params in choices]),
-        [_choice(request, prompt, prefix) for _ in choices],
+        [_choice(request, found) for _ in choices],
         Usage([ids], reasoning=0),
     )
 
@@ -116,10 +122,10 @@ def render(service: Service, request: ChatRequest) -> Prompt:
         raise from_usage_error(error) from None
 
 
-def _choice(request: ChatRequest, prompt: Prompt, prefix: str) -> ChatChoice:
-    tools = request.tools if request.choice.mode != "none" else None
+def _choice(request: ChatRequest, found: Constrained) -> ChatChoice:
+    tools, prompt = request.tools if request.choice.mode != "none" else None, found.prompt
     return ChatChoice(
         Parser(tools, starts_in_reasoning=prompt.starts_in_reasoning, thinking=prompt.thinking),
-        prefix=prefix,
+        prefix=found.prefix,
         single_call=request.choice.mode == "named" or request.parallel_tool_calls is False,
     )

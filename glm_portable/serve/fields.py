@@ -160,3 +160,21 @@ Prompts = Annotated[
     tuple[str | list[int], ...],
     *_described(_prompts, _PROMPT, _IDS, _SEVERAL | {"items": _PROMPT}, _SEVERAL | {"items": _IDS}),
 ]
+
+# What a format is, `serve.structured` checks; this is a description.
+Anything = Annotated[Any, WithJsonSchema({})]
+_TYPES = ["text", "json_object", "json_schema"]
+_SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "schema": {"type": "object"}},
+}
+ResponseFormat = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "type": ["object", "null"],
+            "required": ["type"],
+            "properties": {"type": {"enum": _TYPES}, "json_schema": _SCHEMA},
+        }
+    ),
+]

@@ -3,23 +3,31 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from glm_portable.errors import UsageError
 from glm_portable.serve import conversation
-from glm_portable.serve.answer import Answer
 from glm_portable.serve.body import read
 from glm_portable.serve.chat_answer import ChatAnswer
 from glm_portable.serve.completion_answer import CompletionAnswer, RawPrompt, Reported
 from glm_portable.serve.errors import from_usage_error
+from glm_portable.serve.exchange import note_error
 from glm_portable.serve.generation import Job
 from glm_portable.serve.openapi import describe
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
 from glm_portable.serve.service import Service
-from glm_portable.serve.streaming import ClientGone, EventStream, encode, unless_disconnected
+from glm_portable.serve.streaming import (
+    CLIENT_GONE,
+    ClientGone,
+    Streamable,
+    encode,
+    unless_disconnected,
+)
+from glm_portable.serve.structured.answers import constrain_text
 from glm_portable.serve.usage import Usage
 
 
@@ -57,16 +65,17 @@ def router(service: Service) -> APIRouter:
 
 
 async def respond(
-    request: Request, starting: Coroutine[Any, Any, Answer], stream: bool | None
+    request: Request, starting: Coroutine[Any, Any, Streamable], stream: bool | None
 ) -> Response:
     """Start an answer and send it; if the client goes away, whatever runs for it ends."""
     try:
         answer = await unless_disconnected(request.receive, starting)
         if stream:
-            return EventStream(answer.generation, answer.chunks())
+            return answer.stream(answer.generation, answer.chunks())
         async with answer.generation:
             whole = await unless_disconnected(request.receive, answer.whole())
     except ClientGone:
+        note_error(CLIENT_GONE)
         return Response(status_code=499)  # nobody gets it
     # Off the loop: the log probabilities of a long prompt are many megabytes.
     return Response(await asyncio.to_thread(encode, whole), media_type="application/json")
@@ -88,7 +97,8 @@ async def start_completion(service: Service, request: CompletionRequest) -> Comp
     """Encode the prompts and start their choices: n of the first, n of the second, ..."""
     model = service.model(request.model)
     prompts = await asyncio.to_thread(_encode, service, request.prompt)
-    params = sampling_params(request, service.settings.sampling)
+    grammar = await constrain_text(service.grammars, request.format)
+    params = replace(sampling_params(request, service.settings.sampling), grammar=grammar)
     choices = [(prompt, p) for prompt in prompts for p in for_each_choice(params, request.n or 1)]
     reported = Reported(
         logprobs=request.logprobs,

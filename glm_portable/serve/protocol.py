@@ -5,6 +5,7 @@ answer and is not implemented is refused by name.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
     WHOLE,
+    Anything,
     Biases,
     Choices,
     Count,
@@ -25,17 +27,19 @@ from glm_portable.serve.fields import (
     Messages,
     PositiveCount,
     Prompts,
+    ResponseFormat,
     Seed,
     Stops,
     TokenId,
 )
+from glm_portable.serve.structured.formats import FORMAT_FIELDS, Format, format_of
 from glm_portable.serve.tools import Choice, ToolChoice, Tools
 
 _UNSUPPORTED = (
     *("audio", "suffix", "prompt_embeds", "use_beam_search"),
-    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
     *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
+    "continue_final_message",
 )
 
 
@@ -71,6 +75,15 @@ class Request(Strict):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: LogprobCount | None = None
+    response_format: ResponseFormat = None
+    structured_outputs: Anything = None
+    guided_json: Anything = None
+    guided_regex: Anything = None
+    guided_choice: Anything = None
+    guided_grammar: Anything = None
+    json_schema: Anything = None
+    regex: Anything = None
+    ebnf: Anything = None
 
     @model_validator(mode="before")
     @classmethod
@@ -82,7 +95,6 @@ class Request(Strict):
                     raise ValueError(
                         f"has {name}, which this version does not support; leave it out"
                     )
-            _check_response_format(body.get("response_format"))
         return body
 
     @model_validator(mode="after")
@@ -97,6 +109,16 @@ class Request(Strict):
             raise ValueError("has prompt_logprobs with stream, but chunks have no place for them")
         return self
 
+    @model_validator(mode="after")
+    def _check_format(self) -> "Request":
+        assert self.format is None or self.format.field
+        return self
+
+    @cached_property
+    def format(self) -> Format | None:
+        """What the answer must be. Raises ApiError."""
+        return format_of({name: getattr(self, name) for name in FORMAT_FIELDS})
+
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -108,18 +130,11 @@ class Request(Strict):
         )
 
 
-def _check_response_format(value: Any) -> None:
-    kind = value.get("type") if isinstance(value, Mapping) else value
-    if kind not in (None, "text"):
-        raise ValueError(
-            "asks for a response_format other than text, which this version does not support yet"
-        )
-
-
 class Thinking(Strict):
-    """The thinking switch as Z.ai's own API has it."""
+    """The thinking switch as Z.ai's own API has it. clear_thinking: of earlier turns (GLM-4.7)."""
 
     type: Literal["enabled", "disabled"] = "enabled"
+    clear_thinking: bool | None = None
 
 
 class ChatRequest(Request):
@@ -173,6 +188,7 @@ class ChatRequest(Request):
             options["enable_thinking"] = False
         if self.thinking is not None:
             options["enable_thinking"] = self.thinking.type == "enabled"
+            options["clear_thinking"] = self.thinking.clear_thinking
         return options | (self.chat_template_kwargs or {})
 
 

@@ -14,7 +14,7 @@ from glm_portable.engine.acceptance import Turn, accept
 from glm_portable.engine.core import EngineCore
 from glm_portable.engine.engine import Engine
 from glm_portable.engine.request import Request
-from glm_portable.engine.sampling import uniform
+from glm_portable.engine.sampling import RowSampler, uniform
 from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
@@ -152,7 +152,7 @@ CASES = st.lists(
     st.integers(1, 4),
     st.integers(1, 24),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_an_answer_is_the_same_with_drafts_and_without(
     cases: list[Case],
     k: int,
@@ -193,7 +193,7 @@ def test_an_answer_is_the_same_with_drafts_and_without(
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True, max_tokens=16)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("budget", [3, 64])
 def test_the_layer_sees_every_token(k: int, budget: int) -> None:
     """Of prompts read in chunks and, after a preemption, again: else its guesses were wrong."""
@@ -295,13 +295,11 @@ def test_a_failing_draft_ends_the_steps_requests_but_their_tokens_come_first() -
     assert (engine.stats().failed_steps, engine.stats().pages_used) == (1, 0)
     model.broken = False
     later = Case([3], ENDLESS)
-    play(engine_without_failures(engine), [later])
+    later.submit(engine, "later")
+    while engine.requests:
+        engine.step()
     assert later.tokens == answer([3], 16, eos=None)
-
-
-def engine_without_failures(engine: EngineCore) -> EngineCore:
-    engine._failed_steps = 0
-    return engine
+    assert engine.stats().healthy
 
 
 def test_a_caller_that_raises_or_cancels_in_the_middle_ends_alone() -> None:
@@ -345,9 +343,42 @@ def test_a_model_without_the_layer_is_refused() -> None:
         Engine(FakeModel(), Words(), limits(), speculative=SpeculativeConfig(1))
 
 
+class Grammar(RowSampler):
+    """Allows only even tokens after the first multiple of five, as a grammar does after a tag."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        super().__init__(params, 0, (), [0], VOCAB)
+        self.begun = False
+
+    @property
+    def adjusts(self) -> bool:
+        return self.begun
+
+    def adjust(self, logits_V: Tensor) -> None:
+        logits_V[1::2] = float("-inf")
+
+    def append(self, token_id: int) -> None:
+        super().append(token_id)
+        self.begun |= token_id % 5 == 0
+
+
+def test_a_row_may_begin_to_adjust_among_the_accepted() -> None:
+    """Then the tokens after that one are sampled again."""
+    best = [1, 3, 5, 7, 9]
+    logits = torch.zeros(len(best), VOCAB)
+    for row, token in zip(logits, best, strict=True):
+        row[token], row[token - 1] = 2, 1
+    one = request("0", [0], ENDLESS, lambda delta: None, 30)
+    one.row = Grammar(ENDLESS)
+    turn = Turn(one, 0, [1, 3, 5, 6])
+    accept([turn], logits, VOCAB)
+    assert one.sequence.token_ids[1:] == [1, 3, 5, 6, 8]
+    assert turn.num_accepted == 4
+
+
 # The distribution of what is accepted.
 
-SEEDS = 6000
+SEEDS = 3000
 P_FIRST = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
 P_SECOND = torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1])
 CRITICAL = 23.51
@@ -372,7 +403,7 @@ def drawn(draft: int) -> list[list[int]]:
     return [turn.request.sequence.token_ids[1:] for turn in turns]
 
 
-@pytest.mark.parametrize("draft", range(len(P_FIRST)))
+@pytest.mark.parametrize("draft", [0, 4])
 def test_accepted_and_corrected_tokens_have_the_models_distribution(draft: int) -> None:
     answers = drawn(draft)
     assert chi_square([tokens[0] for tokens in answers], P_FIRST) < CRITICAL

@@ -1,5 +1,6 @@
 """An engine whose answers a test writes itself, behind the real HTTP server."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from glm_portable import pocket
 from glm_portable.config import ModelConfig
+from glm_portable.engine.core import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
 from glm_portable.serve.chat import ChatTemplate, detect_format
@@ -32,6 +34,7 @@ class Submitted:
     prompt_ids: list[int]
     params: SamplingParams
     send: Callable[[Delta], None]
+    name: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -79,7 +82,18 @@ class FakeEngine:
     """Answers each request with what `script` returns for it, from a thread of its own."""
 
     def __init__(self) -> None:
-        self.healthy = True
+        self.stats_now = EngineStats(
+            running=1,
+            waiting=0,
+            pages_used=3,
+            pages_total=4,
+            prompt_tokens=50,
+            generation_tokens=60,
+            preemptions=7,
+            steps=80,
+            failed_steps=9,
+            healthy=True,
+        )
         self.script: Script = lambda request: says("Hello there.")
         self.requests: list[Submitted] = []
         self._arrived = threading.Condition()
@@ -89,10 +103,12 @@ class FakeEngine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
+        *,
+        name: str = "",
     ) -> int:
         if len(prompt_ids) >= WINDOW:
             raise UsageError(f"This model's maximum context length is {WINDOW} tokens, not more.")
-        request = Submitted(list(prompt_ids), params, on_delta)
+        request = Submitted(list(prompt_ids), params, on_delta, name)
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()
@@ -103,8 +119,8 @@ class FakeEngine:
     def cancel(self, request_id: int) -> None:
         self.requests[request_id].cancelled.set()
 
-    def stats(self) -> "FakeEngine":
-        return self
+    def stats(self) -> EngineStats:
+        return self.stats_now
 
     def _answer(self, request: Submitted) -> None:
         scores = scores_of(request.prompt_ids) if request.params.prompt_logprobs is not None else ()
@@ -139,8 +155,10 @@ def fake_service(engine: FakeEngine, settings: ServerSettings) -> Service:
 
 
 @contextmanager
-def serving(service: Service) -> Iterator[tuple[str, Server, threading.Thread]]:
-    """Serve on a free port in a thread; leaving the block drains and ends it."""
+def serving(
+    service: Service, sock: socket.socket | None = None
+) -> Iterator[tuple[str, Server, threading.Thread]]:
+    """Serve on `sock` or a free port in a thread; leaving the block drains and ends it."""
     ready = threading.Event()
     urls: list[str] = []
 
@@ -149,7 +167,7 @@ def serving(service: Service) -> Iterator[tuple[str, Server, threading.Thread]]:
         ready.set()
 
     server = Server(service, on_ready)
-    sock = bind(service.settings)
+    sock = sock or bind(service.settings)
     sock.listen()
     thread = threading.Thread(target=server.run, args=[[sock]], daemon=True)
     thread.start()

@@ -112,7 +112,14 @@ def test_a_wrong_key(guarded: Running, open_client: httpx.Client, header: str | 
             "/%76%31/models",
             "/v1/models/",
         ),
-        *("/health/../v1/models", "/health/", "/version/x", "/openapi.json/", "/health%2f", "/"),
+        *(
+            "/health/../v1/models",
+            "/health/",
+            "/version/x",
+            "/openapi.json/",
+            "/health%2f",
+            "/metrics/",
+        ),
     ],
 )
 def test_every_trick_path_needs_the_key(guarded: Running, path: str) -> None:

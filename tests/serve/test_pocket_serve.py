@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from glm_portable.engine.engine import Engine
 from glm_portable.glm import GLM
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
+from tests.browser import chromium, needs_browser, new_page
 from tests.serve.conversation import folded
 from tests.serve.fake_engine import TOKENIZER, WAIT_S, serving
 from tests.serve.raw import start_request
@@ -240,3 +242,18 @@ def test_the_score_of_a_text_is_that_of_generating_it(pocket: Pocket) -> None:
 
 def glm_ids(text: str) -> list[int]:
     return TOKENIZER.encode_template(text)
+
+
+@needs_browser
+def test_the_page_shows_what_the_model_thinks_and_answers(pocket: Pocket, tmp_path: Path) -> None:
+    with chromium(tmp_path) as browser, new_page(browser) as page:
+        page.open(pocket.url)
+        page.until("document.getElementById('model').value === 'glm-pocket'")
+        page.js("document.getElementById('temperature').value = '0'")
+        page.type("What is 17 + 25?")
+        page.press("Enter")
+        page.until("document.querySelector('.answer .again')?.hidden === false")
+        assert "42" in page.text(".answer .said") and "17" in page.js(
+            "document.querySelector('.thought').textContent"
+        )
+        assert "tokens/s" in page.text(".figures")

@@ -15,6 +15,7 @@ from glm_portable.engine.types import Delta
 from glm_portable.tokenizer import Tokenizer
 
 _COLD = 3
+_READINGS = 1000
 PARTS = ("prepare", "sample", "append", "detokenise", "hand over")
 
 
@@ -34,18 +35,19 @@ class Moments:
     hand_over: float = 0.0
     deltas: int = 0
 
-    def parts(self, next_forward: float) -> dict[str, float]:
-        """Seconds of each part; the model's own are left out.
+    def parts(self, next_forward: float, tick: float) -> dict[str, float]:
+        """Seconds of each part; the model's own are left out, and `tick` of each clock reading.
 
         prepare: the inbox, scheduling, building the step. append: what a request keeps of a token.
         """
         inside = self.detokenise + self.hand_over
+        watching = self.deltas * tick  # of one reading a delta; four are made
         return {
             "prepare": next_forward - self.last_delta,
             "sample": self.first_token - self.logits,
-            "append": self.last_delta - self.first_token - inside,
-            "detokenise": self.detokenise,
-            "hand over": self.hand_over,
+            "append": self.last_delta - self.first_token - inside - 2 * watching,
+            "detokenise": self.detokenise - watching,
+            "hand over": self.hand_over - watching,
         }
 
 
@@ -54,6 +56,10 @@ class Watch:
 
     def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         self._clock = clock
+        begin = clock()
+        for _ in range(_READINGS):
+            clock()
+        self._tick = (clock() - begin) / (_READINGS + 1)
         self.threads: dict[str, threading.Thread] = {}
         self.steps: list[Moments] = []
 
@@ -80,7 +86,7 @@ class Watch:
     def medians(self) -> dict[str, float]:
         """Median seconds of each part, over the steps between the first three and the last."""
         found = [
-            step.parts(after.forward)
+            step.parts(after.forward, self._tick)
             for step, after in zip(self._steady, self._steady[1:], strict=False)
         ]
         return {part: median(step[part] for step in found) for part in PARTS}

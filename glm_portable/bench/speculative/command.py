@@ -21,10 +21,16 @@ from glm_portable.options import config_option, option
 @option("--threads", type=int, default=0, help="0 for torch's choice.")
 @option("--most", type=click.IntRange(1, 5), default=5, help="Measure 1 to so many drafts.")
 @option("--batch", type=click.IntRange(1), default=1, help="Questions answered at once.")
-@option("--questions", type=click.IntRange(1), default=16, help="How many to answer.")
-@option("--max-tokens", type=click.IntRange(8), default=128, help="Most tokens of an answer.")
+@option("--questions", type=click.IntRange(1), default=8, help="How many to answer.")
+@option("--max-tokens", type=click.IntRange(8), default=64, help="Most tokens of an answer.")
 @option(
     "--repeats", type=click.IntRange(1), default=5, help="Repetitions, of which the median counts."
+)
+@option(
+    "--chain-questions",
+    type=click.IntRange(0),
+    default=0,
+    help="Compare on so many what is accepted if second drafts are made in either way.",
 )
 @option(
     "--json",

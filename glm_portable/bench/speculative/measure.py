@@ -45,28 +45,33 @@ class NoText:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what to ask it. stream: makes the decoder of an answer."""
+    """A model and what to ask it. ask: makes so many prompts. stream: the decoder of an answer."""
 
     model: Model
-    prompts: list[list[int]]
     vocab_size: int
+    ask: Callable[[int], list[list[int]]]
     stream: Callable[[], TextDecoder]
 
 
-def load(folder: Path, backend: str, dtype: str, count: int) -> Subject:
-    """`count` held-out questions, or random prompts if there is no tokenizer. Raises UsageError."""
+def load(folder: Path, backend: str, dtype: str) -> Subject:
+    """To ask held-out questions, or random tokens if there is no tokenizer. Raises UsageError."""
     if (folder / "tokenizer.json").exists():
         glm = GLM.load(folder, backend=backend, dtype=dtype, speculative_config=SpeculativeConfig())
-        prompts = _questions(glm, count)
         size = min(glm.tokenizer.vocab_size, glm.model.config.vocab_size)
-        return Subject(glm.model, prompts, size, glm.tokenizer.stream)
+        return Subject(glm.model, size, lambda count: _questions(glm, count), glm.tokenizer.stream)
     config, chosen = ModelConfig.load(folder), ops.load(backend)
     weights = Checkpoint(folder, config, dtype=DTYPES[dtype], device=chosen.device)
     if not has_mtp(config, weights):
         raise UsageError(f"{folder} has no MTP layer to draft with: name another checkpoint.")
-    g = torch.Generator().manual_seed(0)
-    prompts = torch.randint(0, config.vocab_size, (count, RANDOM_PROMPT), generator=g).tolist()
-    return Subject(Model(config, chosen, weights), prompts, config.vocab_size, NoText)
+
+    def random(count: int) -> list[list[int]]:
+        g = torch.Generator().manual_seed(0)
+        ids: list[list[int]] = torch.randint(
+            0, config.vocab_size, (count, RANDOM_PROMPT), generator=g
+        ).tolist()
+        return ids
+
+    return Subject(Model(config, chosen, weights), config.vocab_size, random, NoText)
 
 
 def _questions(glm: GLM, count: int) -> list[list[int]]:
@@ -168,6 +173,11 @@ class Mode:
         return 0 if self.speculative is None else self.speculative.num_speculative_tokens
 
     @property
+    def shares(self) -> list[float]:
+        """Of the drafts in each position, how many were right and so were all before them."""
+        return [count / max(1, self.drafts) for count in self.accepted]
+
+    @property
     def step(self) -> StepTime | None:
         """Medians; None if no step had all sequences with all their drafts."""
         if not self.steps:
@@ -178,12 +188,14 @@ class Mode:
             median(step.draft for step in self.steps),
         )
 
-    def run(self, subject: Subject, batch: int, max_tokens: int) -> None:
+    def run(
+        self, subject: Subject, prompts: Sequence[list[int]], batch: int, max_tokens: int
+    ) -> None:
         """Answer every prompt, `batch` at a time."""
         decode, whole, rows, answers = 0.0, 0.0, 0, []
         drafts, accepted = 0, [0] * self.k
-        for start in range(0, len(subject.prompts), batch):
-            group = Group(self, subject, subject.prompts[start : start + batch], max_tokens)
+        for start in range(0, len(prompts), batch):
+            group = Group(self, subject, prompts[start : start + batch], max_tokens)
             group.run()
             decode, whole, rows = decode + group.decode, whole + group.whole, rows + group.rows
             answers += group.answers

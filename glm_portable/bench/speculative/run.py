@@ -1,10 +1,11 @@
 """Takes the modes in turn, so that a machine that slows down slows all, and prints the table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any, get_args
 
 import torch
 from rich import box
@@ -14,12 +15,17 @@ from rich.table import Table
 from glm_portable import hub, pocket
 from glm_portable.bench.speculative.break_even import least_acceptance
 from glm_portable.bench.speculative.measure import Mode, Subject, load
-from glm_portable.engine.speculative import SpeculativeConfig
+from glm_portable.engine.speculative import Chain, SpeculativeConfig
+
+TOGETHER = 16
+"""Questions answered at once where no time is taken."""
+
+CHAINS = {"normed": "normed hidden state", "residual": "hidden state before the norm"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One mode. Speeds and ratios are of medians; a ratio above 1 is faster than without drafts.
+    """One number of drafts. Speeds and ratios are of medians; above 1 is faster than without.
 
     tokens_a_step: of a sequence. accepted: share of drafts that were right and so were all before
     them, by position. verify_ms, draft_ms: of a pass of the model with all drafts, and of the MTP
@@ -29,7 +35,6 @@ class Row:
     """
 
     k: int
-    chain: str
     tokens_per_second: float
     ratio: float
     ratio_whole: float
@@ -51,39 +56,65 @@ def run_bench(
     threads: int = 0,
     most: int = 5,
     batch: int = 1,
-    questions: int = 16,
-    max_tokens: int = 128,
+    questions: int = 8,
+    max_tokens: int = 64,
     repeats: int = 5,
+    chain_questions: int = 0,
     json_path: Path | None = None,
 ) -> None:
     """Measure MODEL (None: the pocket model) and print; raises UsageError for bad input."""
     if threads:
         torch.set_num_threads(threads)
     folder = pocket.FOLDER if model is None else hub.resolve(model, revision)
-    subject = load(folder, backend, dtype, questions)
-    modes = measure(subject, most, batch, max_tokens, repeats)
+    subject = load(folder, backend, dtype)
+    modes = measure(subject, subject.ask(questions), most, batch, max_tokens, repeats)
     rows = [row(mode, modes[0]) for mode in modes]
     name = f"{folder.name}, {dtype}, {subject.model.ops.name}"
-    show(rows, f"{name}, {questions} questions, {batch} at once", torch.get_num_threads())
+    console = Console(width=max(Console().width, 130))  # cut to 80 columns, it says nothing
+    show(console, rows, f"{name}, {questions} questions, {batch} at once")
+    chains: dict[str, list[float]] = {}
+    if chain_questions and most > 1:
+        chains = compare_chains(subject, subject.ask(chain_questions), most, max_tokens)
+        show_chains(console, chains, f"{name}, {chain_questions} questions")
     if json_path is not None:
-        report = {"threads": torch.get_num_threads(), "rows": [asdict(each) for each in rows]}
+        report: dict[str, Any] = {
+            "threads": torch.get_num_threads(),
+            "rows": [asdict(each) for each in rows],
+        }
+        report["chains"] = chains
         json_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(subject: Subject, most: int, batch: int, max_tokens: int, repeats: int) -> list[Mode]:
-    """Without drafts first, then each number of drafts, from the second on in both ways."""
-    modes = [Mode(None), Mode(SpeculativeConfig(1))]
-    for k in range(2, most + 1):
-        modes += [Mode(SpeculativeConfig(k, chain)) for chain in ("normed", "residual")]
+def measure(
+    subject: Subject,
+    prompts: Sequence[list[int]],
+    most: int,
+    batch: int,
+    max_tokens: int,
+    repeats: int,
+) -> list[Mode]:
+    """Without drafts, and with 1 to `most`."""
+    modes = [Mode(None), *(Mode(SpeculativeConfig(k)) for k in range(1, most + 1))]
     for mode in modes:  # not counted: fills caches, and compiles where a backend does
-        mode.run(subject, batch, max_tokens)
-        mode.decode.clear()
-        mode.whole.clear()
-        mode.steps.clear()
+        mode.run(subject, prompts[:batch], batch, max_tokens)
+        for times in (mode.decode, mode.whole, mode.steps):
+            times.clear()
     for number in range(repeats):
         for mode in modes[:: -1 if number % 2 else 1]:
-            mode.run(subject, batch, max_tokens)
+            mode.run(subject, prompts, batch, max_tokens)
     return modes
+
+
+def compare_chains(
+    subject: Subject, prompts: Sequence[list[int]], most: int, max_tokens: int
+) -> dict[str, list[float]]:
+    """What is accepted by position if further drafts are made from either hidden state."""
+    accepted = {}
+    for chain in get_args(Chain):
+        mode = Mode(SpeculativeConfig(most, chain))
+        mode.run(subject, prompts, TOGETHER, max_tokens)
+        accepted[chain] = mode.shares
+    return accepted
 
 
 def row(mode: Mode, off: Mode) -> Row:
@@ -93,12 +124,11 @@ def row(mode: Mode, off: Mode) -> Row:
     pairs = zip(mode.answers, off.answers, strict=True)
     return Row(
         k=mode.k,
-        chain=mode.speculative.chain if mode.speculative and mode.k > 1 else "",
         tokens_per_second=mode.tokens / median(mode.decode),
         ratio=median(off.decode) / median(mode.decode),
         ratio_whole=median(off.whole) / median(mode.whole),
         tokens_a_step=mode.tokens / mode.rows,
-        accepted=[count / max(1, mode.drafts) for count in mode.accepted],
+        accepted=mode.shares,
         verify_ms=step.verify * 1e3 if step else None,
         draft_ms=step.draft * 1e3 if step and mode.k else None,
         cost=cost,
@@ -107,34 +137,51 @@ def row(mode: Mode, off: Mode) -> Row:
     )
 
 
-def show(rows: Sequence[Row], title: str, threads: int) -> None:
-    table = Table(title=title, box=box.SIMPLE)
-    heads = ("drafts", "tokens/s", "ratio", "whole", "tokens/step", "accepted by position",
+def show(console: Console, rows: Sequence[Row], title: str) -> None:
+    heads = ("tokens/s", "ratio", "whole", "tokens/step", "accepted by position",
              "verify ms", "draft ms", "pays from", "acceptance", "same")  # fmt: skip
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="right" if place else "left", no_wrap=True)
+    table = _table(title, "drafts", heads)
     for each in rows:
         table.add_row(
-            f"{each.k or 'off'} {each.chain}".strip(),
+            f"{each.k or 'off'}",
             f"{each.tokens_per_second:,.1f}",
             f"{each.ratio:.2f}",
             f"{each.ratio_whole:.2f}",
             f"{each.tokens_a_step:.2f}",
-            " ".join(f"{share:.0%}" for share in each.accepted),
+            _percent(each.accepted),
             _number(each.verify_ms),
             _number(each.draft_ms),
             *_break_even(each),
             f"{each.same_answers}",
         )
-    console = Console(width=max(Console().width, 130))  # cut to 80 columns, it says nothing
     console.print(table)
     console.print(
-        f"{threads} threads, all in one run. ratio: of the seconds after the first token, without\n"
-        "drafts over with them; whole: of all seconds, the prompt's too. accepted: share of the\n"
-        "drafts that were right, and all before them. verify, draft: a pass of the model over a\n"
-        "token and its drafts, and of the MTP layer. pays from: tokens a step that make up for a\n"
-        "step's cost, and the acceptance of a draft that gives them. same: answers as without."
+        f"{torch.get_num_threads()} threads, all in one run. ratio: of the seconds after the first "
+        "token, without drafts\nover with them; whole: of all seconds, the prompt's too. accepted: "
+        "share of the drafts that were right,\nand all before them. verify, draft: a pass of the "
+        "model over a token and its drafts, and of the MTP layer.\npays from: tokens a step that "
+        "make up for the step's cost, and the acceptance of each draft that gives\nthem. same: "
+        "answers token for token as without drafts."
     )
+
+
+def show_chains(console: Console, chains: Mapping[str, list[float]], title: str) -> None:
+    table = _table(title, "drafted further from", ("accepted by position", "tokens/step"))
+    for chain, accepted in chains.items():
+        table.add_row(CHAINS[chain], _percent(accepted), f"{1 + sum(accepted):.2f}")
+    console.print(table)
+
+
+def _table(title: str, first: str, heads: Sequence[str]) -> Table:
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column(first, no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return " ".join(f"{share:.0%}" for share in shares)
 
 
 def _number(value: float | None) -> str:

@@ -3,8 +3,6 @@
 import functools
 import html
 import json
-import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,16 +14,11 @@ from typing import Any
 import pytest
 
 from glm_portable.verify.report.page import render
+from tests.browser import BROWSER, FLAGS, needs_browser
 from tests.verify.report.samples import mixed
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(NAMES)} is installed")
+pytestmark = needs_browser
 
-FLAGS = [
-    "--headless", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-]  # fmt: skip
 ASK = """<!doctype html><iframe id="page" src="/{page}" width="{width}" height="900"></iframe>
 <script>
 document.getElementById("page").onload = (event) => {{
@@ -84,10 +77,9 @@ def seen(site: Site, page: str, *flags: str, width: int = 1000) -> dict[str, Any
     """What a browser makes of a page."""
     (site.folder / "page.html").write_text(page, encoding="utf-8")
     (site.folder / "ask.html").write_text(ASK.format(page="page.html", width=width))
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     assert BROWSER is not None
     done = subprocess.run(
-        [BROWSER, *FLAGS, *sandbox, *flags, f"--user-data-dir={site.folder}/profile",
+        [BROWSER, *FLAGS, *flags, f"--user-data-dir={site.folder}/profile",
          "--dump-dom", f"http://127.0.0.1:{site.port}/ask.html"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
