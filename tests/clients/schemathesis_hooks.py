@@ -13,7 +13,8 @@ BETWEEN_FIELDS = (
     "completions (prompts times n)",
     "min_tokens",
     "does not support",
-    "is not valid JSON",  # the arguments of a call, a string that holds JSON
+    "arguments are not valid JSON",  # a string that holds JSON
+    "arguments must be a JSON object",
     "contradict",
 )
 """Reasons to refuse a request that no schema can say, by the words of the refusal."""

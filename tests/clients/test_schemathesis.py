@@ -31,7 +31,14 @@ def test_every_endpoint_does_what_its_schema_says(server_python: str, tmp_path: 
         ]
         command += ["--exclude-checks", "unsupported_method,ignored_auth,positive_data_acceptance"]
         command += ["--max-examples", CASES, "--seed", "1", "--generation-database", "none"]
-        command += ["--no-shrink", "--continue-on-failure", "--output-sanitize", "false"]
+        command += [
+            "--no-shrink",
+            "--request-timeout",
+            "60",
+            "--continue-on-failure",
+            "--output-sanitize",
+            "false",
+        ]
         hooks = {"SCHEMATHESIS_HOOKS": str(ROOT / "tests/clients/schemathesis_hooks.py")}
         done = subprocess.run(
             command, env=os.environ | hooks, cwd=tmp_path, capture_output=True, text=True
