@@ -47,6 +47,7 @@ class Request:
         prompt, self.prompt_logprobs = self.prompt_logprobs, None
         if sampled.token_id is None or (prompt and not prompt.usable):
             return self.finish("error", error=sampled.error)
+        first = self.num_generated == 0
         self.sequence.token_ids.append(sampled.token_id)
         self.row.append(sampled.token_id)
         reason: FinishReason | None
@@ -67,6 +68,7 @@ class Request:
             logprobs=() if sampled.logprob is None else (sampled.logprob,),
             finish_reason=reason,
             stop_reason=stop_reason,
+            num_cached_tokens=self.sequence.num_cached if first else None,
             prompt_logprobs=tuple(prompt.found) if prompt else (),
         )
 

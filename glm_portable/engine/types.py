@@ -41,6 +41,11 @@ class SamplingParams:
     grammar: "Grammar | None" = None
     prompt_logprobs: int | None = None
 
+    @property
+    def may_skip_prompt(self) -> bool:
+        """Whether the answer needs nothing of the prompt's tokens but the last one's logits."""
+        return self.prompt_logprobs is None
+
 
 @dataclass(frozen=True)
 class TokenLogprob:

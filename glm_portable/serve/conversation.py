@@ -103,7 +103,7 @@ async def start(service: Service, request: ChatRequest) -> Conversation:
     choices[1:] = [replace(choice, prompt_logprobs=None) for choice in choices[1:]]
     return Conversation(
         model,
-        service.generate([Job(ids, params) for params in choices]),
+        service.generate([Job(ids, params, **request.scheduling) for params in choices]),
         [_choice(request, found) for _ in choices],
         Usage([ids], reasoning=0),
     )

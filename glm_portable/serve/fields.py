@@ -14,6 +14,7 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_BIASES = 1024
 MAX_TOKENS = 2**31 - 1
+MAX_SALT_LENGTH = 1024
 
 
 def _whole(value: Any) -> Any:
@@ -30,6 +31,7 @@ Count = Annotated[int, Field(ge=0, le=MAX_TOKENS), WHOLE]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
 LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS), WHOLE]
+Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1), WHOLE]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE]
 
 

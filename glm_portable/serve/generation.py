@@ -23,6 +23,8 @@ class Engine(Protocol):
         on_delta: Callable[[Delta], None],
         *,
         name: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Any:
         """Queue a request, whose deltas come on the engine's thread, and return its id.
 
@@ -40,10 +42,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One choice to generate."""
+    """One choice to generate. priority, cache_salt: see `glm_portable.engine.engine.Engine`."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
 
 
 class Generation:
@@ -91,7 +95,12 @@ class Generation:
             for index, job in enumerate(self._jobs):
                 receive = self._receiver(index)
                 self._running[index] = self._engine.submit(
-                    job.prompt_ids, job.params, receive, name=name
+                    job.prompt_ids,
+                    job.params,
+                    receive,
+                    name=name,
+                    priority=job.priority,
+                    cache_salt=job.cache_salt,
                 )
         except BaseException:
             self.cancel()

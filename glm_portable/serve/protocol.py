@@ -17,6 +17,7 @@ from pydantic import (
 
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
+    MAX_SALT_LENGTH,
     WHOLE,
     Anything,
     Biases,
@@ -26,6 +27,7 @@ from glm_portable.serve.fields import (
     LogprobCount,
     Messages,
     PositiveCount,
+    Priority,
     Prompts,
     ResponseFormat,
     Seed,
@@ -75,6 +77,8 @@ class Request(Strict):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: LogprobCount | None = None
+    priority: Priority | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
     response_format: ResponseFormat = None
     structured_outputs: Anything = None
     guided_json: Anything = None
@@ -118,6 +122,11 @@ class Request(Strict):
     def format(self) -> Format | None:
         """What the answer must be. Raises ApiError."""
         return format_of({name: getattr(self, name) for name in FORMAT_FIELDS})
+
+    @property
+    def scheduling(self) -> dict[str, Any]:
+        """What a `Job` takes beside the prompt and the sampling."""
+        return {"priority": self.priority or 0, "cache_salt": self.cache_salt or ""}
 
     @property
     def include_usage(self) -> bool:
