@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from glm_portable.serve.anthropic.history import chat_messages
 from glm_portable.serve.anthropic.schema import CHOICE, MESSAGE, SYSTEM, TOOL
 from glm_portable.serve.converted import convert
-from glm_portable.serve.fields import MAX_MESSAGES, Integer, PositiveCount, Stops
+from glm_portable.serve.fields import MAX_MESSAGES, WHOLE, PositiveCount, Stops
 from glm_portable.serve.protocol import ChatRequest, Strict
 from glm_portable.serve.tools import MAX_TOOLS
 
@@ -119,7 +119,7 @@ class MessagesRequest(CountTokensRequest):
     stop_sequences: Stops = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Integer, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     cache_control: Any = None
 
     def _fields(self) -> dict[str, Any]:
