@@ -112,12 +112,15 @@ async def start(service: Service, request: ChatRequest) -> Conversation:
         model,
         service.generate([Job(ids, params, **request.scheduling) for params in choices]),
         [_choice(request, found) for _ in choices],
-        Usage([ids], reasoning=0),
+        Usage([prompt.token_ids], reasoning=0),
     )
 
 
 def render(service: Service, request: ChatRequest) -> Prompt:
-    """The prompt, without the opening of a call. Raises ApiError."""
+    """The prompt, whose tokens are what a client is told of; the opening of an answer may follow.
+
+    Raises ApiError.
+    """
     tools = None if request.choice.mode == "none" else list(request.tools or ())
     options = request.template_options
     if request.choice.forced:  # the call begins at once
