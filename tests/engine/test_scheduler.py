@@ -389,7 +389,7 @@ def priorities(num_pages: int, **settings: Any) -> Scheduler:
 
 def test_units_make_the_steps_the_same_with_a_warm_cache_and_a_cold_one() -> None:
     scheduler = caching(50, unit=6)
-    steps = []
+    steps: list[list[int]] = []
     for name in ("cold", "warm"):
         scheduler.submit(Sequence(name, [*range(17)], 20))
         steps.append([run(scheduler)[0][1] for _ in range(2 if steps else 4)])
