@@ -92,6 +92,7 @@ def run_server(
             cache_config=_cache_config(limits, glm),
             tracing=tracing,
         )
+        service.grammars.prepare()
         if options["virtual"] is None:  # a simulated chip would take minutes
             service.self_test.record(engine)
         loading.close()
