@@ -56,6 +56,11 @@ def model_options(command: F) -> F:
                 "--tool-call-parser", help="glm45 or glm47; told from the template if not given."
             ),
             option("--max-model-len", type=int, help="Window: prompt and answer together."),
+            option(
+                "--kv-cache-dtype",
+                default="auto",
+                help="auto (the model's), bfloat16, or fp8 (fp8_e4m3) for twice the tokens.",
+            ),
             speculative_options,
             config_option,
         ]
@@ -125,7 +130,54 @@ def limit_options(command: F) -> F:
             option(
                 "--max-num-batched-tokens", type=int, help="Tokens in one step. [default: 2048]"
             ),
-            option("--kv-cache-memory", type=int, help="Bytes. [default: half of what is free]"),
+            option(
+                "--enable-chunked-prefill/--no-enable-chunked-prefill",
+                default=True,
+                help="Whether a prompt may be read in several steps, among others' tokens.",
+            ),
+            option(
+                "--chunked-prefill-size",
+                type=int,
+                help="SGLang's name of --max-num-batched-tokens; -1 reads prompts whole.",
+            ),
+            option(
+                "--enable-prefix-caching/--no-enable-prefix-caching",
+                " /--disable-radix-cache",
+                default=True,
+                help="Whether requests share the keys and values of equal beginnings.",
+            ),
+            option(
+                "--gpu-memory-utilization",
+                type=float,
+                help="Share of the device's memory (on the CPU: of the machine's) for weights, "
+                "KV cache and steps. [default: 0.9; on the CPU the cache takes half of what is "
+                "free]",
+            ),
+            option(
+                "--mem-fraction-static",
+                type=float,
+                help="SGLang's: share for weights and KV cache; steps live in the rest.",
+            ),
+            option(
+                "--kv-cache-memory",
+                "--kv-cache-memory-bytes",
+                type=int,
+                envvar="GLM_PORTABLE_KV_CACHE_MEMORY",
+                help="Bytes of the KV cache, on each device.",
+            ),
+            option("--num-gpu-blocks-override", type=int, help="Pages of the KV cache."),
+            option(
+                "--scheduling-policy",
+                type=click.Choice(["fcfs", "priority"]),
+                default="fcfs",
+                help="Order of requests: of arrival, or by their field priority (lowest first).",
+            ),
+            option(
+                "--preemption-mode",
+                type=click.Choice(["recompute", "swap"]),
+                default="recompute",
+                help="What happens to a request whose pages are needed.",
+            ),
             option("--seed", type=int, default=0, help="For requests without a seed of their own."),
         ]
     ):
@@ -254,7 +306,8 @@ def serve(model: str | None, **options: Any) -> None:
     """Serve an OpenAI-compatible API."""
     from glm_portable.commands import run_server
 
-    raise SystemExit(run_server(model, **options))
+    limits = {k: options.pop(k) for k in LIMIT_OPTIONS}
+    raise SystemExit(run_server(model, limits, **options))
 
 
 @main.command()
@@ -396,7 +449,21 @@ LOAD_OPTIONS = (
     "chat_template",
     "tool_call_parser",
     "max_model_len",
+    "kv_cache_dtype",
     "speculative_config",
+)
+LIMIT_OPTIONS = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enable_chunked_prefill",
+    "chunked_prefill_size",
+    "enable_prefix_caching",
+    "gpu_memory_utilization",
+    "mem_fraction_static",
+    "kv_cache_memory",
+    "num_gpu_blocks_override",
+    "scheduling_policy",
+    "preemption_mode",
 )
 SAMPLING_OPTIONS = ("max_tokens", "temperature", "top_p", "seed")
 

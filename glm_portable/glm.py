@@ -22,8 +22,10 @@ from torch import Tensor
 from glm_portable import formats, hub, ops, pocket
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
+from glm_portable.engine.core import LanguageModel
 from glm_portable.engine.engine import Engine, EngineFailure, EngineLimits, default_limits
-from glm_portable.engine.limits import MEMORY_FRACTION, available_memory
+from glm_portable.engine.limits import available_memory, mib, page_bytes, step_shape, total_memory
+from glm_portable.engine.memory import MemoryOptions, estimated_step, measured_step
 from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.types import Delta, FinishReason, SamplingParams
 from glm_portable.errors import UsageError
@@ -97,6 +99,7 @@ class GLM:
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        kv_cache_dtype: str = "auto",
         speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None,
         virtual: str | None = None,
         parallel: Parallel = SINGLE,
@@ -109,11 +112,12 @@ class GLM:
         "bf16" to convert the weights as they are read; None takes them as stored, or what fits if
         the backend does not run that. router_bias_from: the original of a conversion that lost its
         router biases. max_model_len: the window that `generate` has room for, the model's own if
-        None. speculative_config: what to draft with the MTP layer, as for vLLM:
+        None. kv_cache_dtype: auto (the model's), bfloat16, or fp8 (also fp8_e4m3).
+        speculative_config: what to draft with the MTP layer, as for vLLM:
         {"method": "mtp", "num_speculative_tokens": 1}. virtual: a chip to simulate, on which the
         backend computes. parallel: this process's place among several that each load their part.
         on_bytes is called with (bytes just read, bytes in all), on_note with what a person should
-        know of the conversion.
+        know of the conversion and of the cache.
         Raises UsageError for whatever cannot be loaded.
         """
         if isinstance(speculative_config, Mapping):
@@ -138,7 +142,10 @@ class GLM:
                 "a checkpoint that kept it."
             )
         Tokenizer.load(folder, config)
-        loaded = Model(config, chosen, weights)
+        kv_dtype = _kv_dtype(kv_cache_dtype, weights.dtype, chosen)
+        loaded = Model(config, chosen, weights, kv_dtype)
+        if kv_dtype.itemsize == 1 and parallel.rank == 0:
+            on_note(_about_scales(loaded))
         if weights.conversion_errors:
             on_note(_lost(weights.conversion_errors))
         name = "glm-pocket" if model is None else str(model)
@@ -226,29 +233,65 @@ class GLM:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         memory_bytes: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        mem_fraction_static: float | None = None,
+        num_gpu_blocks_override: int | None = None,
+        enable_prefix_caching: bool = True,
+        enable_chunked_prefill: bool = True,
+        scheduling_policy: str = "fcfs",
+        model: LanguageModel | None = None,
     ) -> EngineLimits:
         """Engine limits for this model and machine, where not given. Raises UsageError.
 
-        memory_bytes: of the KV cache on this rank; None is half of the device's free memory, which
-        ranks on the host share.
+        memory_bytes: of the KV cache on this rank; for the other ways to say how large it is, and
+        what it is by default, see `MemoryOptions`. Ranks on the host share its memory. model: what
+        computes a step to measure its memory, if another than this rank's alone.
         """
         device, parallel = self.model.ops.device, self.model.parallel
+        options = MemoryOptions(
+            memory_bytes, gpu_memory_utilization, mem_fraction_static, num_gpu_blocks_override
+        )
         if self._simulated:
             max_num_seqs = SIMULATED_SEQS if max_num_seqs is None else max_num_seqs
             if max_num_batched_tokens is None:
-                max_num_batched_tokens = SIMULATED_TOKENS
-        if memory_bytes is None:
-            sharing = parallel.size if device.type == "cpu" else 1
-            memory_bytes = int(_free_memory(device) * MEMORY_FRACTION) // sharing
-        return default_limits(
-            parallel.local(self.model.config),
-            self.model.dtype.itemsize,
+                max_num_batched_tokens = max(SIMULATED_TOKENS, max_num_seqs)
+        config, itemsize = parallel.local(self.model.config), self.model.kv_dtype.itemsize
+        shape = step_shape(
+            config,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
-            memory_bytes=memory_bytes,
-            page_size=self.model.ops.page_size,
+            enable_chunked_prefill=enable_chunked_prefill,
         )
+        page_size, on_host = self.model.ops.page_size, device.type == "cpu"
+        step = None
+        if not on_host and not self._simulated:
+            step = measured_step(model or self.model, shape, page_size)
+        if step is None:
+            step = estimated_step(config, self.model.dtype.itemsize, shape)
+        sharing = parallel.size if on_host else 1
+        free, total = _free_memory(device) // sharing, _total_memory(device) // sharing
+        budget = options.budget(total, free, step, on_host)
+        limits = default_limits(
+            config,
+            itemsize,
+            **vars(shape),
+            memory_bytes=budget.size,
+            num_pages=num_gpu_blocks_override,
+            account=budget.account,
+            advice=budget.advice,
+            page_size=page_size,
+            enable_prefix_caching=enable_prefix_caching,
+            enable_chunked_prefill=enable_chunked_prefill,
+            scheduling_policy=scheduling_policy,
+        )
+        size = limits.num_pages * page_bytes(config, page_size, itemsize)
+        if size > free - step:
+            raise UsageError(
+                f"a KV cache of {mib(size)} MiB does not fit into the {mib(free)} MiB that are "
+                f"free, of which the largest step takes {mib(step)}: make it smaller."
+            )
+        return limits
 
     @cached_property
     def engine(self) -> Engine:
@@ -314,6 +357,37 @@ def _dtype(name: str, config: ModelConfig) -> torch.dtype:
     return DTYPES[name]
 
 
+def _kv_dtype(name: str, dtype: torch.dtype, backend: ops.Ops) -> torch.dtype:
+    """Of the KV cache's pages. Raises UsageError."""
+    if name == "auto" or DTYPES.get(name) == dtype:
+        return dtype
+    if name in ("fp8", "fp8_e4m3"):
+        found = ops.fp8_pages(backend)
+        if found is None:
+            raise UsageError(
+                f"backend {backend.name!r} takes no FP8 KV cache: leave --kv-cache-dtype at auto."
+            )
+        return found
+    if name == "fp8_e5m2":
+        raise UsageError(
+            "kv_cache_dtype fp8_e5m2 is not supported, as its two bits of mantissa cost more "
+            "accuracy at the same size: use fp8, which is e4m3."
+        )
+    if name in DTYPES:
+        raise UsageError(
+            f"kv_cache_dtype {name} is not the model's {str(dtype).removeprefix('torch.')}: use "
+            "auto or fp8, or load the model with that --dtype."
+        )
+    raise UsageError(f"kv_cache_dtype {name!r} is not one of auto, bfloat16, fp8, fp8_e4m3.")
+
+
+def _about_scales(model: Model) -> str:
+    kind = str(model.kv_dtype).removeprefix("torch.")
+    if model.has_kv_scales:
+        return f"KV cache in {kind}, with the checkpoint's k_scale and v_scale"
+    return f"KV cache in {kind}, with scales of 1: the checkpoint has no k_scale and v_scale"
+
+
 def _conversion(
     asked: str | None, weights: Checkpoint, backend: ops.Ops, on_note: Callable[[str], None]
 ) -> str | None:
@@ -340,6 +414,13 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cpu":
         return available_memory()
     return int(torch.accelerator.get_memory_info(device)[0])
+
+
+def _total_memory(device: torch.device) -> int:
+    """Bytes that it has."""
+    if device.type == "cpu":
+        return total_memory()
+    return int(torch.accelerator.get_memory_info(device)[1])
 
 
 def _sampling_of(folder: Path) -> SamplingParams:

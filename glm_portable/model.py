@@ -77,6 +77,7 @@ class Attention:
             biases = zip(projections, widths, strict=True)
             self.qkv_bias = torch.cat([weights.tensor(f"{p}.bias", (n,)) for p, n in biases])
         self.out = ops.pack(weights.weight([f"{prefix}.o_proj"], [config.hidden_size], q_width))
+        self.kv_scales = weights.kv_scales(prefix)
         self.q_norm = self.k_norm = None
         if config.use_qk_norm:
             self.q_norm = weights.tensor(f"{prefix}.q_norm.weight", (self.size,))
@@ -243,10 +244,20 @@ class MTP:
 
 
 class Model:
-    """A loaded model on one backend. Holds weights and no state: caches belong to the caller."""
+    """A loaded model on one backend. Holds weights and no state: caches belong to the caller.
 
-    def __init__(self, config: ModelConfig, ops: Ops, weights: Checkpoint) -> None:
+    kv_dtype: of the caches' pages; None is the model's own.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        ops: Ops,
+        weights: Checkpoint,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         self.config, self.ops, self.dtype = config, ops, weights.dtype
+        self.kv_dtype = kv_dtype or weights.dtype
         self.parallel = weights.parallel
         v, d = config.vocab_size, config.hidden_size
         self.embed = weights.tensor("model.embed_tokens.weight", (v, d))
@@ -263,11 +274,25 @@ class Model:
 
     def allocate(self, pages: int, page_size: int) -> list[KVCache]:
         """A cache for each main layer and, last, one for the MTP layer if there is one."""
-        count, local = len(self.layers) + (self.mtp is not None), self.parallel.local(self.config)
+        local, device = self.parallel.local(self.config), self.ops.device
         return [
-            KVCache.allocate(local, pages, page_size, self.dtype, self.ops.device)
-            for _ in range(count)
+            KVCache.allocate(local, pages, page_size, self.kv_dtype, device, *self._scales(layer))
+            for layer in [*self.layers, *([] if self.mtp is None else [self.mtp.layer])]
         ]
+
+    @property
+    def has_kv_scales(self) -> bool:
+        """Whether the checkpoint was calibrated for FP8 pages."""
+        return all(layer.attention.kv_scales is not None for layer in self.layers)
+
+    def _scales(self, layer: Layer) -> tuple[float, float]:
+        """Of a layer's FP8 pages, as calibrated or 1."""
+        scales = layer.attention.kv_scales
+        if self.kv_dtype.itemsize > 1 or scales is None:
+            return 1.0, 1.0
+        # FNUZ codes mean half of what the same codes of OCP mean, for which scales are calibrated.
+        unit = 2.0 if self.kv_dtype == torch.float8_e4m3fnuz else 1.0
+        return scales[0] * unit, scales[1] * unit
 
     def forward(
         self, ids_T: Tensor, step: Step, caches: Sequence[KVCache], trace: Trace | None = None

@@ -19,10 +19,10 @@ from glm_portable.engine.drafting import Computed, Drafter
 from glm_portable.engine.kv_cache import PagePool
 from glm_portable.engine.limits import EngineLimits
 from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer, note_tokens
-from glm_portable.engine.request import Request, joined
+from glm_portable.engine.request import Request
 from glm_portable.engine.scheduler import Chunk, Scheduler
 from glm_portable.engine.speculative import SpeculativeConfig
-from glm_portable.engine.types import Delta
+from glm_portable.engine.types import Delta, joined
 from glm_portable.ops import KVCache, Ops, Step
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class EngineStats:
 
     running, waiting: requests. prompt_tokens counts a prompt once, when its first token is
     sampled, however often it was computed. healthy: false after several failed steps in a row.
+    prefix_cache_queries: tokens of the prompts that looked for others' pages; prefix_cache_hits:
+    how many of them were found.
 
     num_drafts: how often drafts of a request were computed; num_draft_tokens: how many there were
     in all; num_accepted_tokens: how many of them became tokens of the answer, accepted_by_position:
@@ -53,6 +55,8 @@ class EngineStats:
     steps: int
     failed_steps: int
     healthy: bool
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
     num_drafts: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
@@ -96,7 +100,13 @@ class EngineCore:
         num_drafts = 0 if speculative is None else speculative.num_speculative_tokens
         self.pool = PagePool(limits.num_pages, limits.page_size)
         self.scheduler = Scheduler(
-            self.pool, limits.max_num_seqs, limits.max_num_batched_tokens, num_drafts
+            self.pool,
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+            num_drafts,
+            prefix_caching=limits.enable_prefix_caching,
+            chunked_prefill=limits.enable_chunked_prefill,
+            by_priority=limits.scheduling_policy == "priority",
         )
         self.requests: dict[str, Request] = {}
         self._prompt_tokens = self._generation_tokens = 0
@@ -121,6 +131,8 @@ class EngineCore:
             steps=self._steps,
             failed_steps=self._failed_steps,
             healthy=self._failures_in_a_row < UNHEALTHY_AFTER,
+            prefix_cache_queries=self.scheduler.prefix_cache_queries,
+            prefix_cache_hits=self.scheduler.prefix_cache_hits,
             num_drafts=self._num_drafts,
             num_draft_tokens=self._num_draft_tokens,
             num_accepted_tokens=sum(self._accepted_by_position),
@@ -159,6 +171,8 @@ class EngineCore:
             self._fail_step(chunks)
             return
         drafted = self._draft(self._complete(chunks, turns), hidden_TD)
+        if drafted:
+            self.scheduler.publish(chunks)
         for turn in turns:
             self._advance(turn)
         if drafted:

@@ -87,14 +87,19 @@ class Engine:
         on_delta: Callable[[Delta], None],
         *,
         name: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> str:
         """Queue a request and return its id: a number, after `name`, so that logs tell whose it is.
+
+        priority: the lower the earlier, where the scheduling policy is priority. cache_salt: the
+        request shares cached pages with requests of the same salt alone.
 
         on_delta is called on the engine's thread, so it must not block; of all its deltas the
         last one, and no other, has a finish_reason. If it raises, the request is given up.
         Raises UsageError for a request that cannot be served, EngineDraining during shutdown.
         """
-        request = self._request(list(prompt_ids), params, on_delta, name)
+        request = self._request(list(prompt_ids), params, on_delta, name, priority, cache_salt)
         with self._lock:
             if self._draining:
                 raise EngineDraining("The server is shutting down; send the request again later.")
@@ -168,6 +173,8 @@ class Engine:
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
         name: str,
+        priority: int,
+        cache_salt: str,
     ) -> Request:
         admission.check_prompt(prompt_ids, self._vocab_size)
         admission.check_params(params, self._vocab_size)
@@ -177,10 +184,16 @@ class Engine:
         eos_ids = frozenset() if params.ignore_eos else self._eos_ids
         stop_ids = {i for i in eos_ids.union(params.stop_token_ids) if 0 <= i < self._vocab_size}
         seed = self._seed + number if params.seed is None else params.seed
+        request_id = f"{name}-{number}" if name else f"{number}"
+        sequence = TokenSequence(request_id, prompt_ids, length, priority, cache_salt)
+        sequence.skips_cached = self.limits.enable_prefix_caching and params.may_skip_prompt
+        if sequence.skips_cached:  # here and not on the engine's thread
+            pages = (len(prompt_ids) - 1) // self.limits.page_size
+            self._core.scheduler.page_digests(sequence, pages)
         return Request(
             params=params,
             on_delta=on_delta,
-            sequence=TokenSequence(f"{name}-{number}" if name else f"{number}", prompt_ids, length),
+            sequence=sequence,
             num_prompt_tokens=len(prompt_ids),
             eos_ids=eos_ids,
             text=AnswerText(self._tokenizer.stream(), params.stop),

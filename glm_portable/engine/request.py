@@ -1,7 +1,7 @@
 """One request from its submission to its last delta."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.sampling import RowSampler, Sampled
@@ -47,6 +47,7 @@ class Request:
         prompt, self.prompt_logprobs = self.prompt_logprobs, None
         if sampled.token_id is None or (prompt and not prompt.usable):
             return self.finish("error", error=sampled.error)
+        first = self.num_generated == 0
         self.sequence.token_ids.append(sampled.token_id)
         self.row.append(sampled.token_id)
         reason: FinishReason | None
@@ -67,6 +68,7 @@ class Request:
             logprobs=() if sampled.logprob is None else (sampled.logprob,),
             finish_reason=reason,
             stop_reason=stop_reason,
+            num_cached_tokens=self.sequence.num_cached if first else None,
             prompt_logprobs=tuple(prompt.found) if prompt else (),
         )
 
@@ -80,15 +82,3 @@ class Request:
         if token_id in self.params.stop_token_ids:
             return "stop", token_id
         return None, None
-
-
-def joined(deltas: Sequence[Delta]) -> Delta:
-    """The deltas of one request's tokens in one step, as one; never a request's first two."""
-    if len(deltas) == 1:
-        return deltas[0]
-    return replace(
-        deltas[-1],
-        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-        text="".join(delta.text for delta in deltas),
-        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
-    )

@@ -1,7 +1,7 @@
 """The bridge from the engine's thread to the server's event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -23,6 +23,8 @@ class Engine(Protocol):
         on_delta: Callable[[Delta], None],
         *,
         name: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Any:
         """Queue a request, whose deltas come on the engine's thread, and return its id.
 
@@ -40,10 +42,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One choice to generate."""
+    """One choice to generate. priority, cache_salt: see `glm_portable.engine.engine.Engine`."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
 
 
 class Generation:
@@ -51,7 +55,8 @@ class Generation:
 
     Used as `async with`: whatever has not ended when the block is left, for any reason, is
     cancelled. Deltas wait in a queue of their own, so a slow client never holds the engine; the
-    queue is bounded by the length of the answers.
+    queue is bounded by the length of the answers. before_waiting: called when no delta is left, so
+    that whoever sends them can gather those that came together.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Generation:
         )
         self._queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         self._running: dict[int, Any] = {}
+        self.before_waiting: Callable[[], Awaitable[None]] = _nothing
 
     def start(self) -> None:
         """Submit every job; if one is refused, none runs. Raises the engine's UsageError."""
@@ -91,7 +97,12 @@ class Generation:
             for index, job in enumerate(self._jobs):
                 receive = self._receiver(index)
                 self._running[index] = self._engine.submit(
-                    job.prompt_ids, job.params, receive, name=name
+                    job.prompt_ids,
+                    job.params,
+                    receive,
+                    name=name,
+                    priority=job.priority,
+                    cache_salt=job.cache_salt,
                 )
         except BaseException:
             self.cancel()
@@ -106,6 +117,8 @@ class Generation:
         Raises ApiError when the engine failed or gave up a choice.
         """
         while self._running:
+            if self._queue.empty():
+                await self.before_waiting()
             index, delta = await self._queue.get()
             if index not in self._running:
                 continue
@@ -153,3 +166,7 @@ class Generation:
         trace: TracebackType | None,
     ) -> None:
         self.cancel()
+
+
+async def _nothing() -> None:
+    pass

@@ -106,8 +106,9 @@ async def start_completion(service: Service, request: CompletionRequest) -> Comp
         echo=bool(request.echo),
         answer=request.max_tokens != 0,
     )
+    jobs = [Job(prompt.ids, params, **request.scheduling) for prompt, params in choices]
     return CompletionAnswer(
-        service.generate([Job(prompt.ids, params) for prompt, params in choices]),
+        service.generate(jobs),
         [prompt for prompt, _ in choices],
         reported,
         service.tokenizer,

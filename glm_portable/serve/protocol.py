@@ -17,6 +17,8 @@ from pydantic import (
 
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
+    MAX_SALT_LENGTH,
+    WHOLE,
     Anything,
     Biases,
     Choices,
@@ -25,6 +27,7 @@ from glm_portable.serve.fields import (
     LogprobCount,
     Messages,
     PositiveCount,
+    Priority,
     Prompts,
     ResponseFormat,
     Seed,
@@ -63,17 +66,19 @@ class Request(Strict):
     min_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Integer, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     logit_bias: Biases = None
     seed: Seed | None = None
     stop: Stops = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: LogprobCount | None = None
+    priority: Priority | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
     response_format: ResponseFormat = None
     structured_outputs: Anything = None
     guided_json: Anything = None
@@ -117,6 +122,11 @@ class Request(Strict):
     def format(self) -> Format | None:
         """What the answer must be. Raises ApiError."""
         return format_of({name: getattr(self, name) for name in FORMAT_FIELDS})
+
+    @property
+    def scheduling(self) -> dict[str, Any]:
+        """What a `Job` takes beside the prompt and the sampling."""
+        return {"priority": self.priority or 0, "cache_salt": self.cache_salt or ""}
 
     @property
     def include_usage(self) -> bool:

@@ -136,8 +136,8 @@ class WordStream:
         return waiting
 
 
-def limits(**overrides: int) -> EngineLimits:
-    usual = {
+def limits(**overrides: Any) -> EngineLimits:
+    usual: dict[str, Any] = {
         "max_model_len": 64,
         "max_num_seqs": 8,
         "max_num_batched_tokens": 64,
@@ -164,5 +164,5 @@ def request(
     )
 
 
-def core(model: FakeModel, **overrides: int) -> EngineCore:
+def core(model: FakeModel, **overrides: Any) -> EngineCore:
     return EngineCore(model, limits(**overrides), VOCAB)

@@ -35,6 +35,8 @@ class Submitted:
     params: SamplingParams
     send: Callable[[Delta], None]
     name: str = ""
+    priority: int = 0
+    cache_salt: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -109,10 +111,12 @@ class FakeEngine:
         on_delta: Callable[[Delta], None],
         *,
         name: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> int:
         if len(prompt_ids) >= WINDOW:
             raise UsageError(f"This model's maximum context length is {WINDOW} tokens, not more.")
-        request = Submitted(list(prompt_ids), params, on_delta, name)
+        request = Submitted(list(prompt_ids), params, on_delta, name, priority, cache_salt)
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()

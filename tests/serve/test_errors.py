@@ -208,7 +208,6 @@ def test_json_with_a_charset_is_read(server: Running, http: httpx.Client, path: 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
         ("POST", "/v1/embeddings", 404),
         ("GET", "/v1/models/", 404),
         ("GET", "/v1/models/other", 404),
