@@ -1,7 +1,7 @@
 """The bridge from the engine's thread to the server's event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -55,7 +55,8 @@ class Generation:
 
     Used as `async with`: whatever has not ended when the block is left, for any reason, is
     cancelled. Deltas wait in a queue of their own, so a slow client never holds the engine; the
-    queue is bounded by the length of the answers.
+    queue is bounded by the length of the answers. before_waiting: called when no delta is left, so
+    that whoever sends them can gather those that came together.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Generation:
         )
         self._queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         self._running: dict[int, Any] = {}
+        self.before_waiting: Callable[[], Awaitable[None]] = _nothing
 
     def start(self) -> None:
         """Submit every job; if one is refused, none runs. Raises the engine's UsageError."""
@@ -115,6 +117,8 @@ class Generation:
         Raises ApiError when the engine failed or gave up a choice.
         """
         while self._running:
+            if self._queue.empty():
+                await self.before_waiting()
             index, delta = await self._queue.get()
             if index not in self._running:
                 continue
@@ -162,3 +166,7 @@ class Generation:
         trace: TracebackType | None,
     ) -> None:
         self.cancel()
+
+
+async def _nothing() -> None:
+    pass

@@ -16,6 +16,10 @@ from glm_portable.serve.generation import Generation
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_MOST_TOGETHER = 256
+"""Events, so that a client which reads slowly makes the stream wait before it is all in memory."""
+
 # Some clients split a stream's lines with str.splitlines, which breaks at these as well.
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
@@ -30,7 +34,7 @@ class ClientGone(Exception):
 
 def encode(content: Any) -> bytes:
     """Compact JSON on one line, as UTF-8."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    text = _JSON.encode(content)
     return (text if text.isascii() else text.translate(_LINE_BREAKS)).encode()
 
 
@@ -106,10 +110,22 @@ class EventStream(Response):
                 note_error(CLIENT_GONE)
 
     async def _send(self, send: Send) -> None:
+        """Events that came together go out together: a write costs more than making an event."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        ready: list[bytes] = []
+
+        async def flush(more: bool = True) -> None:
+            if ready or not more:
+                body = b"".join(ready)
+                ready.clear()
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        self._generation.before_waiting = flush
         async for data in self._events():
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            ready.append(data)
+            if len(ready) >= _MOST_TOGETHER:
+                await flush()
+        await flush(more=False)
 
     async def _events(self) -> AsyncIterator[bytes]:
         try:

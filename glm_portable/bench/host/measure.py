@@ -111,7 +111,15 @@ def served(load: Load, tokenizer: Tokenizer, step_s: float, *, socket: bool) -> 
         chat, window = ChatTemplate(None, tokenizer), load.limits.max_model_len
         service = Service(engine, chat, tokenizer, "glm45", window, settings)
         watch.threads["engine"] = next(t for t in threading.enumerate() if t.name == "engine")
-        gate = threading.Thread(target=_open_when_all_are_in, args=[engine, load, everyone])
+
+        def open_when_all_are_in() -> None:
+            while not everyone.wait(0.01):
+                stats = engine.stats()
+                if stats.running + stats.waiting == load.sequences:
+                    watch.note_cpu()
+                    everyone.set()
+
+        gate = threading.Thread(target=open_when_all_are_in)
         gate.start()
         try:
             (_over_sockets if socket else _in_process)(service, load, watch)
@@ -119,13 +127,6 @@ def served(load: Load, tokenizer: Tokenizer, step_s: float, *, socket: bool) -> 
             everyone.set()
             gate.join()
     return Served(watch.period() - step_s, watch.cpu_a_step("engine"), watch.cpu_a_step("server"))
-
-
-def _open_when_all_are_in(engine: Engine, load: Load, everyone: threading.Event) -> None:
-    while not everyone.wait(0.01):
-        stats = engine.stats()
-        if stats.running + stats.waiting == load.sequences:
-            everyone.set()
 
 
 def _body(load: Load, number: int) -> dict[str, Any]:
@@ -164,6 +165,7 @@ def _in_process(service: Service, load: Load, watch: Watch) -> None:
 
     watch.threads["server"] = threading.current_thread()
     asyncio.run(everyone())
+    watch.note_cpu()
 
 
 def _over_sockets(service: Service, load: Load, watch: Watch) -> None:
@@ -186,6 +188,7 @@ def _over_sockets(service: Service, load: Load, watch: Watch) -> None:
         bodies = [_body(load, number) for number in range(load.sequences)]
         command = [sys.executable, "-m", "glm_portable.bench.host.client", urls[0]]
         subprocess.run(command, input=json.dumps(bodies).encode(), check=True)
+        watch.note_cpu()
     finally:
         server.drain()
         thread.join()

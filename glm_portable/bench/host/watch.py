@@ -7,7 +7,7 @@ called; nothing of the engine is changed. Between two of them lies one part of i
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
 from glm_portable.engine.stopping import TextDecoder
@@ -21,13 +21,9 @@ PARTS = ("prepare", "sample", "append", "detokenise", "hand over")
 
 @dataclass
 class Moments:
-    """Of one step: clock readings, and sums of seconds.
-
-    cpu: processor seconds of the watched threads, by name, when the forward pass began.
-    """
+    """Of one step: clock readings, and sums of seconds."""
 
     forward: float
-    cpu: dict[str, float] = field(default_factory=dict)
     logits: float = 0.0
     first_token: float = 0.0
     last_delta: float = 0.0
@@ -61,11 +57,11 @@ class Watch:
             clock()
         self._tick = (clock() - begin) / (_READINGS + 1)
         self.threads: dict[str, threading.Thread] = {}
+        self._cpu: list[dict[str, float]] = []
         self.steps: list[Moments] = []
 
     def forward(self) -> None:
-        cpu = {name: cpu_seconds(thread) for name, thread in self.threads.items()}
-        self.steps.append(Moments(self._clock(), cpu))
+        self.steps.append(Moments(self._clock()))
 
     def logits(self) -> None:
         self.steps[-1].logits = self._clock()
@@ -96,10 +92,14 @@ class Watch:
         pairs = zip(self._steady, self._steady[1:], strict=False)
         return median(after.forward - step.forward for step, after in pairs)
 
+    def note_cpu(self) -> None:
+        """Note what each thread has computed so far: before the first step and after the last."""
+        self._cpu.append({name: cpu_seconds(thread) for name, thread in self.threads.items()})
+
     def cpu_a_step(self, name: str) -> float:
-        """Mean processor seconds of a thread in a step."""
-        first, last = self._steady[0], self._steady[-1]
-        return (last.cpu[name] - first.cpu[name]) / (len(self._steady) - 1)
+        """Processor seconds of a thread between the two notes, for each step."""
+        first, last = self._cpu
+        return (last[name] - first[name]) / len(self.steps)
 
     @property
     def _steady(self) -> list[Moments]:
