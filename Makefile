@@ -5,6 +5,9 @@
 #                  MACHINE=gfx942, gfx950 or interpreter for the kernel tests on one of them,
 #                  MACHINE=gpu PYTHON=... on the GPU that is here, with that Python's torch
 # make check       set up and run ruff format, ruff and mypy
+# make test-clients  real clients (openai, anthropic, LangChain, LiteLLM, lm-eval, ...), routers and
+#                  hostile requests against the served pocket model: docs/clients.md. Minutes, and
+#                  packages of its own, so neither `make test` nor CI runs it
 PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
@@ -15,7 +18,7 @@ KERNELS := $(BIN)/pytest -q tests/kernels
 
 .PHONY: serve test test-unit test-kernels test-interpreter test-gfx942 test-gfx950 \
 	test-codegen verify-codegen verify-models verify-backends verify-simulator \
-	check verify-gpu
+	check verify-cpu verify-gpu
 serve: .venv/installed
 	$(BIN)/glm-portable serve --port $(PORT) $(ARGS)
 
@@ -26,7 +29,7 @@ test: test-unit test-kernels test-ascend
 test-unit test-interpreter test-gfx942 test-gfx950 test-codegen: export OMP_NUM_THREADS ?= 1
 
 test-unit: .venv/kernels
-	$(BIN)/pytest -q --ignore=tests/interpreter --ignore=tests/kernels --ignore=tests/ascend $(ARGS)
+	$(BIN)/pytest -q --ignore=tests/interpreter --ignore=tests/kernels --ignore=tests/ascend --ignore=tests/clients $(ARGS)
 
 # With -j2 these run beside each other.
 test-kernels: test-interpreter test-gfx942 test-gfx950 test-codegen
@@ -46,6 +49,13 @@ verify-models: .venv/kernels
 	for chip in gfx942 gfx950; do for format in bf16 fp8; do \
 		$(BIN)/glm-portable verify model --virtual $$chip --format $$format || exit 1; \
 	done; done
+
+# The whole suite on the CPU: every op with the shapes of the real models, the pocket model, and the
+# suite itself by faults put in on purpose.
+verify-cpu: .venv/kernels
+	time -p $(BIN)/glm-portable verify ops --full --backend cpu
+	time -p $(BIN)/glm-portable verify model --backend cpu
+	time -p $(BIN)/glm-portable verify faults --backend cpu
 
 # Every backend that this machine has or simulates, side by side: docs/verify.md. Exit code 2 says
 # that something is unsupported.
@@ -109,4 +119,17 @@ test-ascend: .venv-ascend/installed
 	$(PYTHON) -m venv .venv-ascend
 	.venv-ascend/bin/pip install --quiet --requirement requirements-ascend.lock
 	TORCH_DEVICE_BACKEND_AUTOLOAD=0 .venv-ascend/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Real clients against the server, which runs in .venv. LOAD_SECONDS=60 keeps 32 clients for a
+# minute, ARGS="--table docs/clients.md" writes the results there.
+LOAD_SECONDS ?= 5
+.PHONY: test-clients
+test-clients: .venv/installed .venv-clients/installed
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-clients/bin/pytest -q -W ignore::UserWarning \
+		tests/clients --load-seconds $(LOAD_SECONDS) $(ARGS)
+
+.venv-clients/installed: requirements-clients.lock
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --requirement requirements-clients.lock
 	touch $@

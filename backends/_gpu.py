@@ -78,6 +78,7 @@ class GpuOps:
     def __init__(self, name: str, device: torch.device, target: Target, launch: Launch) -> None:
         self.name, self.device, self.target = name, device, target
         self.launch = on(target, launch)
+        self.fp8_pages = target.fp8
         self._told: set[str] = set()
 
     def pack(self, w: Weight) -> Weight:

@@ -4,6 +4,7 @@ Linear weights come as they are stored, or converted to another format on the wa
 (`formats.py`). What is missing, misshapen or left over is an error that names it.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from glm_portable.parallel import SINGLE, Parallel
 from glm_portable.shards import Entry
 from glm_portable.stored import (
     KINDS,
+    KV_SCALES,
     OFFSET,
     SCALES,
     Entries,
@@ -141,6 +143,21 @@ class Checkpoint:
                     self.skip_linear(module)
         return self._stack(rows, [out_features] * len(projections), in_features)
 
+    def kv_scales(self, attention: str) -> tuple[float, float] | None:
+        """What a layer's keys and values are divided by in FP8 pages, if it was calibrated."""
+        found = {}
+        for which in "kv":
+            names = [f"{attention}.{name.format(which)}" for name in KV_SCALES]
+            for name in filter(self.has, names):
+                found[which] = _kv_scale(self._entries[name])
+                self._used(name)
+        if len(found) == 1:
+            raise UsageError(
+                f"{self.folder} has a {next(iter(found))}_scale for {attention}, but only one of "
+                "k_scale and v_scale: take a complete checkpoint."
+            )
+        return (found["k"], found["v"]) if found else None
+
     def is_quantised(self, module: str) -> bool:
         """Whether the checkpoint holds this linear module in 8 bits."""
         return any(self.has(module + scale) for scale in SCALES)
@@ -196,7 +213,9 @@ class Checkpoint:
         held = {}
         for name, entry in self._entries.items():
             module = name.rpartition(".")[0]
-            if self.parallel.holds(module, self.config):
+            if name.endswith(("k_scale", "v_scale", "output_scale")):  # of the KV cache
+                held[name] = entry
+            elif self.parallel.holds(module, self.config):
                 scale = name.endswith(SCALES)
                 held[name] = self._scale_part(module, entry) if scale else self._part(entry)
         return held
@@ -343,6 +362,17 @@ class Checkpoint:
             self._used(entry.name)
         assert source.scale is not None
         return source
+
+
+def _kv_scale(entry: Entry) -> float:
+    """One positive number, with any number of dimensions. Raises UsageError."""
+    value = entry.read().float().flatten()
+    if len(value) != 1 or not 0 < value.item() < math.inf:
+        raise UsageError(
+            f"{entry.name} in {entry.shard.path} is {str(value.tolist())[:80]}; a scale of the KV "
+            "cache must be one positive number, so convert the checkpoint with the strategy tensor."
+        )
+    return value.item()
 
 
 def _per_row(part: Linear) -> Tensor:

@@ -1,10 +1,12 @@
 """The command line: `glm-portable serve | generate | chat | doctor | verify | convert ...`."""
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from glm_portable.bench.group import bench
 from glm_portable.options import F, Group, config_option, kebab, option, simulate
 from glm_portable.verify.command import verify
 
@@ -54,11 +56,70 @@ def model_options(command: F) -> F:
                 "--tool-call-parser", help="glm45 or glm47; told from the template if not given."
             ),
             option("--max-model-len", type=int, help="Window: prompt and answer together."),
+            option(
+                "--kv-cache-dtype",
+                default="auto",
+                help="auto (the model's), bfloat16, or fp8 (fp8_e4m3) for twice the tokens.",
+            ),
+            speculative_options,
             config_option,
         ]
     ):
         command = decorate(command)
     return command
+
+
+def speculative_options(command: F) -> F:
+    """What to draft with the MTP layer, as vLLM and as SGLang say it.
+
+    The command gets the one that was given as speculative_config.
+    """
+
+    @functools.wraps(command)
+    def with_config(*arguments: Any, **options: Any) -> Any:
+        from glm_portable.engine.speculative import from_options
+
+        config = from_options(
+            options.pop("speculative_config"),
+            {
+                "method": options.pop("speculative_method"),
+                "num_speculative_tokens": options.pop("num_speculative_tokens"),
+            },
+            *(options.pop(f"speculative_{name}") for name in SGLANG_SPECULATIVE),
+        )
+        return command(*arguments, **options, speculative_config=config)
+
+    decorated: Any = with_config
+    for decorate in reversed(
+        [
+            option(
+                "--speculative-config",
+                metavar="JSON",
+                type=click.UNPROCESSED,  # a configuration file may hold a mapping
+                help="""Draft tokens with the model's MTP layer: {"method": "mtp", """
+                """"num_speculative_tokens": 1}.""",
+            ),
+            option(
+                "--speculative-config.method",
+                "speculative_method",
+                help="The fields of the JSON may be given alone.",
+                envvar="GLM_PORTABLE_SPECULATIVE_METHOD",
+            ),
+            option(
+                "--speculative-config.num-speculative-tokens",
+                "num_speculative_tokens",
+                type=int,
+                envvar="GLM_PORTABLE_NUM_SPECULATIVE_TOKENS",
+                help="1 to 5.",
+            ),
+            option("--speculative-algorithm", help="SGLang's way: EAGLE or NEXTN, both MTP here."),
+            option("--speculative-num-steps", type=int, help="1 to 5. [default: 3]"),
+            option("--speculative-eagle-topk", type=int, help="Only 1."),
+            option("--speculative-num-draft-tokens", type=int, help="One more than the steps."),
+        ]
+    ):
+        decorated = decorate(decorated)
+    return cast(F, decorated)
 
 
 def limit_options(command: F) -> F:
@@ -69,7 +130,54 @@ def limit_options(command: F) -> F:
             option(
                 "--max-num-batched-tokens", type=int, help="Tokens in one step. [default: 2048]"
             ),
-            option("--kv-cache-memory", type=int, help="Bytes. [default: half of what is free]"),
+            option(
+                "--enable-chunked-prefill/--no-enable-chunked-prefill",
+                default=True,
+                help="Whether a prompt may be read in several steps, among others' tokens.",
+            ),
+            option(
+                "--chunked-prefill-size",
+                type=int,
+                help="SGLang's name of --max-num-batched-tokens; -1 reads prompts whole.",
+            ),
+            option(
+                "--enable-prefix-caching/--no-enable-prefix-caching",
+                " /--disable-radix-cache",
+                default=True,
+                help="Whether requests share the keys and values of equal beginnings.",
+            ),
+            option(
+                "--gpu-memory-utilization",
+                type=float,
+                help="Share of the device's memory (on the CPU: of the machine's) for weights, "
+                "KV cache and steps. [default: 0.9; on the CPU the cache takes half of what is "
+                "free]",
+            ),
+            option(
+                "--mem-fraction-static",
+                type=float,
+                help="SGLang's: share for weights and KV cache; steps live in the rest.",
+            ),
+            option(
+                "--kv-cache-memory",
+                "--kv-cache-memory-bytes",
+                type=int,
+                envvar="GLM_PORTABLE_KV_CACHE_MEMORY",
+                help="Bytes of the KV cache, on each device.",
+            ),
+            option("--num-gpu-blocks-override", type=int, help="Pages of the KV cache."),
+            option(
+                "--scheduling-policy",
+                type=click.Choice(["fcfs", "priority"]),
+                default="fcfs",
+                help="Order of requests: of arrival, or by their field priority (lowest first).",
+            ),
+            option(
+                "--preemption-mode",
+                type=click.Choice(["recompute", "swap"]),
+                default="recompute",
+                help="What happens to a request whose pages are needed.",
+            ),
             option("--seed", type=int, default=0, help="For requests without a seed of their own."),
         ]
     ):
@@ -107,23 +215,99 @@ def rank_options(command: F) -> F:
     return command
 
 
+def server_options(command: F) -> F:
+    """The HTTP server: address, keys, limits, log, traces; names of vLLM and SGLang."""
+    for decorate in reversed(
+        [
+            option("--host", default="127.0.0.1", help="0.0.0.0 to listen on every interface."),
+            option("--port", type=int, default=8000, help="0 takes a free one."),
+            option("--served-model-name", multiple=True, help="What requests call it; repeatable."),
+            option("--api-key", multiple=True, help="Required of every request; repeatable."),
+            option(
+                "--api-key-file",
+                type=file_path,
+                help="Keys, one a line: unlike --api-key not seen in a list of processes.",
+            ),
+            option(
+                "--allowed-origins",
+                "--allow-origins",
+                "allowed_origins",
+                multiple=True,
+                help="Web pages (CORS) that may call; repeatable, or a JSON list.",
+            ),
+            option("--ssl-certfile", type=file_path, help="PEM certificate: serve HTTPS."),
+            option("--ssl-keyfile", type=file_path, help="Its PEM key."),
+            option(
+                "--request-timeout", type=float, help="Seconds of one answer. [default: no limit]"
+            ),
+            option(
+                "--max-queue",
+                "--max-queued-requests",
+                "max_queue",
+                envvar="GLM_PORTABLE_MAX_QUEUE",
+                type=int,
+                help="Waiting requests above which others get 429. [default: no limit]",
+            ),
+            option(
+                "--rate-limit",
+                type=int,
+                help="Requests a minute of one key, or else one address. [default: no limit]",
+            ),
+            option("--max-body-size", type=int, default=16 * 2**20, help="Bytes of a request."),
+            option(
+                "--write-timeout",
+                type=float,
+                default=60.0,
+                help="Seconds after which a client that reads nothing is cut.",
+            ),
+            option("--drain-grace", type=float, default=30.0, help="Seconds to finish at the end."),
+            option(
+                "--log-format",
+                type=click.Choice(["text", "json"]),
+                default="text",
+                help="A line of text or of JSON a record.",
+            ),
+            option(
+                "--log-level",
+                "--uvicorn-log-level",
+                "log_level",
+                envvar="GLM_PORTABLE_LOG_LEVEL",
+                type=click.Choice(["debug", "info", "warning", "error"]),
+                default="info",
+                help="Least level that is logged.",
+            ),
+            option(
+                "--disable-log-requests",
+                "--disable-uvicorn-access-log",
+                "disable_log_requests",
+                envvar="GLM_PORTABLE_DISABLE_LOG_REQUESTS",
+                is_flag=True,
+                help="No line for every request. Their texts are never logged.",
+            ),
+            option(
+                "--otlp-traces-endpoint",
+                metavar="URL",
+                help="Send OpenTelemetry traces there, over HTTP.",
+            ),
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
 @main.command()
 @model_options
 @limit_options
 @rank_options
-@option("--host", default="127.0.0.1", help="0.0.0.0 to listen on every interface.")
-@option("--port", type=int, default=8000, help="0 takes a free one.")
-@option("--served-model-name", multiple=True, help="What requests call the model; repeatable.")
-@option("--api-key", multiple=True, help="Required as Bearer token; repeatable.")
-@option("--allowed-origins", multiple=True, help="Web pages (CORS) that may call; repeatable.")
+@server_options
 @option("--reasoning-parser", type=click.Choice(["glm45"]), help="For vLLM's command lines.")
 @option("--enable-auto-tool-choice", is_flag=True, help="Always on; for vLLM's command lines.")
-@option("--drain-grace", type=float, default=30.0, help="Seconds for running requests at the end.")
 def serve(model: str | None, **options: Any) -> None:
     """Serve an OpenAI-compatible API."""
     from glm_portable.commands import run_server
 
-    raise SystemExit(run_server(model, **options))
+    limits = {k: options.pop(k) for k in LIMIT_OPTIONS}
+    raise SystemExit(run_server(model, limits, **options))
 
 
 @main.command()
@@ -188,34 +372,6 @@ def evaluate(model: str | None, url: str | None, api_key: str | None, **options:
 
 
 @main.command()
-@click.argument("model", required=False, envvar="GLM_PORTABLE_MODEL")
-@option("--backend", default="auto", help="The backend to measure.")
-@option("--dtype", default="bfloat16", help="bfloat16 or float32.")
-@option("--revision", help="Branch, tag or commit, for a MODEL on a hub.")
-@option("--threads", type=int, default=0, help="0 for torch's choice.")
-@option("--prefill", type=int, default=512, help="Tokens of the prompt that is timed.")
-@option("--batches", default="1,8", help="Sequences decoded at once, separated by commas.")
-@option("--steps", type=int, default=16, help="Decode steps a repetition.")
-@option("--repeats", type=int, default=7, help="Repetitions, of which the median counts.")
-@option(
-    "--against",
-    type=click.Choice(["transformers", "none"]),
-    default="transformers",
-    help="What to measure beside it.",
-)
-@option("--json", "json_path", type=file_path, help="Write the figures here too.")
-@config_option
-def bench(model: str | None, batches: str, **options: Any) -> None:
-    """Measure speed, load time and memory, with transformers and this machine's limits beside."""
-    from glm_portable.bench import run_bench
-
-    counts = batches.split(",")
-    if not all(count.strip().isdigit() and int(count) > 0 for count in counts):
-        raise click.UsageError(f"--batches {batches!r} must be counts such as 1,8.")
-    run_bench(model, batches=[int(count) for count in counts], **options)
-
-
-@main.command()
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
 @option(
@@ -265,6 +421,7 @@ def tune(model: str | None, **options: Any) -> None:
 
 
 main.add_command(verify)
+main.add_command(bench)
 
 
 @main.command()
@@ -281,6 +438,7 @@ def doctor(backend: str, as_json: bool) -> None:
     raise SystemExit(run_doctor(backend, as_json))
 
 
+SGLANG_SPECULATIVE = ("algorithm", "num_steps", "eagle_topk", "num_draft_tokens")
 LOAD_OPTIONS = (
     "backend",
     "virtual",
@@ -291,6 +449,21 @@ LOAD_OPTIONS = (
     "chat_template",
     "tool_call_parser",
     "max_model_len",
+    "kv_cache_dtype",
+    "speculative_config",
+)
+LIMIT_OPTIONS = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enable_chunked_prefill",
+    "chunked_prefill_size",
+    "enable_prefix_caching",
+    "gpu_memory_utilization",
+    "mem_fraction_static",
+    "kv_cache_memory",
+    "num_gpu_blocks_override",
+    "scheduling_policy",
+    "preemption_mode",
 )
 SAMPLING_OPTIONS = ("max_tokens", "temperature", "top_p", "seed")
 

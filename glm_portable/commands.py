@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
@@ -13,93 +13,164 @@ from rich.console import Console
 
 from glm_portable import hub
 from glm_portable.convert import Conversion
-from glm_portable.engine.engine import Engine
+from glm_portable.engine.engine import Engine, EngineLimits
+from glm_portable.engine.limits import mib, page_bytes
+from glm_portable.errors import UsageError
 from glm_portable.evaluate import Answer, Ask, Call, Endpoint
 from glm_portable.glm import GLM
 from glm_portable.processes import start
+from glm_portable.serve.flags import take_settings
+from glm_portable.serve.loading import answering
+from glm_portable.serve.logs import LogFormat, configure
+from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.server import bind, run
 from glm_portable.serve.service import Service
-from glm_portable.serve.settings import ServerSettings
+from glm_portable.serve.tracing import Tracing
 from glm_portable.terminal import load_with_progress, progress_bar
+
+log = logging.getLogger(__name__)
 
 
 def run_server(
     model: str | None,
+    limit_options: dict[str, Any],
     *,
-    host: str,
-    port: int,
-    served_model_name: Sequence[str],
-    api_key: Sequence[str],
-    allowed_origins: Sequence[str],
-    drain_grace: float,
+    log_format: LogFormat,
+    log_level: str,
+    disable_log_requests: bool,
+    otlp_traces_endpoint: str | None,
     max_model_len: int | None,
-    max_num_seqs: int | None,
-    max_num_batched_tokens: int | None,
-    kv_cache_memory: int | None,
     seed: int,
     reasoning_parser: str | None,
     enable_auto_tool_choice: bool,
     tensor_parallel_size: int,
     expert_parallel_size: int | None,
     enable_expert_parallel: bool,
-    **load_options: Any,
+    **options: Any,
 ) -> int:
     """Load, serve until a signal, drain; returns the exit code. Raises UsageError before that.
 
+    limit_options: see `_limit_options`. options: of the HTTP server, and of loading.
     reasoning_parser and enable_auto_tool_choice change nothing: both are always on here.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    settings = ServerSettings(
-        host=host,
-        port=port,
-        served_model_names=tuple(served_model_name) or ("glm-portable",),
-        api_keys=tuple(api_key),
-        allowed_origins=tuple(allowed_origins),
-        drain_grace_s=drain_grace,
-    )
+    configure(log_format, log_level, log_requests=not disable_log_requests)
+    named = bool(options["served_model_name"])
+    settings = take_settings(options)
+    limit_options = _limit_options(**limit_options)
+    tracing = Tracing.to(otlp_traces_endpoint)
     sock = bind(settings)  # a taken port shows before the loading
     size = tensor_parallel_size
     groups = expert_parallel_size or (size if enable_expert_parallel else 1)
-    with start(model, size, groups, load_options) as ranks:
-        glm = load_with_progress(model, parallel=ranks.parallel, **load_options)
-        limits = glm.limits(
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            memory_bytes=kv_cache_memory,
+    with ExitStack() as stack:
+        loading = stack.enter_context(ExitStack())
+        loading.enter_context(answering(sock, settings))
+        ranks = stack.enter_context(start(model, size, groups, options))
+        glm = load_with_progress(model, parallel=ranks.parallel, **options)
+        leader = ranks.leader(glm.model)
+        limits = glm.limits(max_model_len=max_model_len, model=leader, **limit_options)
+        if not named:
+            settings = replace(settings, served_model_names=(glm.name,))
+        observed = RequestMetrics(limits.max_model_len)
+        engine = stack.enter_context(
+            Engine(
+                leader,
+                glm.tokenizer,
+                limits,
+                seed,
+                glm.speculative,
+                observed,
+            )
         )
-        settings = replace(
-            settings,
-            served_model_names=tuple(served_model_name) or (glm.name,),
-            sampling=glm.sampling,
+        service = Service(
+            engine,
+            glm.chat,
+            glm.tokenizer,
+            glm.call_format,
+            limits.max_model_len,
+            replace(settings, sampling=glm.sampling),
+            observed=observed,
+            cache_config=_cache_config(limits, glm),
+            tracing=tracing,
         )
-        with Engine(ranks.leader(glm.model), glm.tokenizer, limits, seed) as engine:
-            return _serve(engine, glm, sock, settings, console)
+        if options["virtual"] is None:  # a simulated chip would take minutes
+            service.self_test.record(engine)
+        loading.close()
+        return _serve(service, sock, _about_cache(limits, glm), _machine(glm), log_format)
 
 
-def _serve(
-    engine: Engine, glm: GLM, sock: socket, settings: ServerSettings, console: Console
-) -> int:
+def _limit_options(
+    *,
+    max_num_batched_tokens: int | None,
+    enable_chunked_prefill: bool,
+    chunked_prefill_size: int | None,
+    kv_cache_memory: int | None,
+    preemption_mode: str,
+    **others: Any,
+) -> dict[str, Any]:
+    """What `GLM.limits` takes, of the options that have vLLM's and SGLang's names."""
+    if preemption_mode != "recompute":
+        raise UsageError(
+            f"preemption_mode {preemption_mode} is not supported: a request whose pages are needed "
+            "is computed again later, as far as it is not found in the cache; use recompute."
+        )
+    if chunked_prefill_size is not None:
+        if chunked_prefill_size == -1:
+            enable_chunked_prefill = False
+        elif max_num_batched_tokens not in (None, chunked_prefill_size):
+            raise UsageError(
+                f"--max-num-batched-tokens is {max_num_batched_tokens} and --chunked-prefill-size "
+                f"{chunked_prefill_size}, which mean the same; give one of them."
+            )
+        elif not enable_chunked_prefill:
+            raise UsageError(
+                f"--chunked-prefill-size {chunked_prefill_size} contradicts "
+                "--no-enable-chunked-prefill; give one of them."
+            )
+        else:
+            max_num_batched_tokens = chunked_prefill_size
+    return others | {
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "enable_chunked_prefill": enable_chunked_prefill,
+        "memory_bytes": kv_cache_memory,
+    }
+
+
+def _serve(service: Service, sock: socket, cache: str, machine: str, log_format: LogFormat) -> int:
     """Answer requests until the end."""
-    limits = engine.limits
-    tokens = limits.num_pages * limits.page_size
-    console.print(
-        f"KV cache: {tokens:,} tokens, {tokens / limits.max_model_len:.1f} windows of "
-        f"{limits.max_model_len:,}; up to {limits.max_num_seqs} sequences at once"
-    )
-    service = Service(
-        engine, glm.chat, glm.tokenizer, glm.call_format, limits.max_model_len, settings
-    )
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    say = console.print if log_format == "text" else log.info
+    say(cache)
+    names = ", ".join(service.settings.served_model_names)
+    return run(service, sock, lambda url: say(_ready(url, names, machine)))
+
+
+def _machine(glm: GLM) -> str:
     ranks = glm.model.parallel.size
-    machine = glm.model.ops.name if ranks == 1 else f"{ranks} ranks of {glm.model.ops.name}"
-    return run(service, sock, lambda url: console.print(_ready(url, settings, machine)))
+    return glm.model.ops.name if ranks == 1 else f"{ranks} ranks of {glm.model.ops.name}"
 
 
-def _ready(url: str, settings: ServerSettings, machine: str) -> str:
-    names = ", ".join(settings.served_model_names)
+def _about_cache(limits: EngineLimits, glm: GLM) -> str:
+    tokens, dtype = limits.num_pages * limits.page_size, glm.model.kv_dtype
+    local = glm.model.parallel.local(glm.model.config)
+    size = limits.num_pages * page_bytes(local, limits.page_size, dtype.itemsize)
+    return (
+        f"KV cache: {tokens:,} tokens, {tokens / limits.max_model_len:.1f} windows of "
+        f"{limits.max_model_len:,}, in {mib(size)} MiB of {str(dtype).removeprefix('torch.')}; "
+        f"up to {limits.max_num_seqs} sequences at once"
+    )
+
+
+def _cache_config(limits: EngineLimits, glm: GLM) -> dict[str, str]:
+    """Labels of vllm:cache_config_info."""
+    return {
+        "block_size": str(limits.page_size),
+        "num_gpu_blocks": str(limits.num_pages),
+        "cache_dtype": str(glm.model.kv_dtype).removeprefix("torch."),
+        "enable_prefix_caching": str(limits.enable_prefix_caching),
+    }
+
+
+def _ready(url: str, names: str, machine: str) -> str:
     return f"Serving {names} on {machine} at {url}/v1 (Ctrl-C finishes what runs and ends)"
 
 

@@ -10,7 +10,7 @@ glm.generate([{"role": "user", "content": "Hello"}], max_tokens=100).content
 import json
 import logging
 import queue
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,14 @@ from torch import Tensor
 from glm_portable import formats, hub, ops, pocket
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
+from glm_portable.engine.core import LanguageModel
 from glm_portable.engine.engine import Engine, EngineFailure, EngineLimits, default_limits
-from glm_portable.engine.limits import MEMORY_FRACTION, available_memory
+from glm_portable.engine.limits import available_memory, mib, page_bytes, step_shape, total_memory
+from glm_portable.engine.memory import MemoryOptions, estimated_step, measured_step
+from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.types import Delta, FinishReason, SamplingParams
 from glm_portable.errors import UsageError
-from glm_portable.model import Model, Trace
+from glm_portable.model import Model, Trace, has_mtp
 from glm_portable.ops import KVCache, Step
 from glm_portable.parallel import SINGLE, Parallel
 from glm_portable.serve.chat import ChatTemplate, Format, tool_call_format
@@ -59,7 +62,8 @@ class GLM:
     """A model with its tokenizer and chat template, ready on one backend.
 
     name: what was asked for, or "glm-pocket". sampling: what the checkpoint's
-    generation_config.json sets, for requests that leave it open.
+    generation_config.json sets, for requests that leave it open. speculative: what the engine is to
+    draft with the MTP layer.
     """
 
     def __init__(
@@ -71,10 +75,12 @@ class GLM:
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        speculative: SpeculativeConfig | None = None,
         simulated: bool = False,
     ) -> None:
         self.name, self.folder, self.model = name, folder, model
         self._max_model_len, self._simulated = max_model_len, simulated
+        self.speculative = speculative
         self.tokenizer = Tokenizer.load(folder, model.config)
         self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
         self.call_format: Format = tool_call_format(tool_call_parser, self.chat)
@@ -93,6 +99,8 @@ class GLM:
         chat_template: Path | None = None,
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
+        kv_cache_dtype: str = "auto",
+        speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None,
         virtual: str | None = None,
         parallel: Parallel = SINGLE,
         on_bytes: Callable[[int, int], None] | None = None,
@@ -104,11 +112,16 @@ class GLM:
         "bf16" to convert the weights as they are read; None takes them as stored, or what fits if
         the backend does not run that. router_bias_from: the original of a conversion that lost its
         router biases. max_model_len: the window that `generate` has room for, the model's own if
-        None. virtual: a chip to simulate, on which the backend computes. parallel: this process's
-        place among several that each load their part. on_bytes is called with (bytes just read,
-        bytes in all), on_note with what a person should know of the conversion.
+        None. kv_cache_dtype: auto (the model's), bfloat16, or fp8 (also fp8_e4m3).
+        speculative_config: what to draft with the MTP layer, as for vLLM:
+        {"method": "mtp", "num_speculative_tokens": 1}. virtual: a chip to simulate, on which the
+        backend computes. parallel: this process's place among several that each load their part.
+        on_bytes is called with (bytes just read, bytes in all), on_note with what a person should
+        know of the conversion and of the cache.
         Raises UsageError for whatever cannot be loaded.
         """
+        if isinstance(speculative_config, Mapping):
+            speculative_config = SpeculativeConfig.of(speculative_config)
         folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
         config = ModelConfig.load(folder)
         chosen = ops.load(backend) if virtual is None else connect(backend, virtual)
@@ -122,9 +135,17 @@ class GLM:
             on_bytes=None if on_bytes is None else lambda n: on_bytes(n, weights.total_bytes),
         )
         weights.quantization = _conversion(quantization, weights, chosen, on_note)
-        # The small files first: a fault in them shows before minutes of reading weights.
+        # What can be refused comes first: it shows before minutes of reading weights.
+        if speculative_config is not None and not has_mtp(config, weights):
+            raise UsageError(
+                f"{folder} has no MTP layer to draft with: leave speculative decoding off, or use "
+                "a checkpoint that kept it."
+            )
         Tokenizer.load(folder, config)
-        loaded = Model(config, chosen, weights)
+        kv_dtype = _kv_dtype(kv_cache_dtype, weights.dtype, chosen)
+        loaded = Model(config, chosen, weights, kv_dtype)
+        if kv_dtype.itemsize == 1 and parallel.rank == 0:
+            on_note(_about_scales(loaded))
         if weights.conversion_errors:
             on_note(_lost(weights.conversion_errors))
         name = "glm-pocket" if model is None else str(model)
@@ -135,6 +156,7 @@ class GLM:
             chat_template=chat_template,
             tool_call_parser=tool_call_parser,
             max_model_len=max_model_len,
+            speculative=speculative_config,
             simulated=virtual is not None,
         )
 
@@ -211,36 +233,72 @@ class GLM:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         memory_bytes: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        mem_fraction_static: float | None = None,
+        num_gpu_blocks_override: int | None = None,
+        enable_prefix_caching: bool = True,
+        enable_chunked_prefill: bool = True,
+        scheduling_policy: str = "fcfs",
+        model: LanguageModel | None = None,
     ) -> EngineLimits:
         """Engine limits for this model and machine, where not given. Raises UsageError.
 
-        memory_bytes: of the KV cache on this rank; None is half of the device's free memory, which
-        ranks on the host share.
+        memory_bytes: of the KV cache on this rank; for the other ways to say how large it is, and
+        what it is by default, see `MemoryOptions`. Ranks on the host share its memory. model: what
+        computes a step to measure its memory, if another than this rank's alone.
         """
         device, parallel = self.model.ops.device, self.model.parallel
+        options = MemoryOptions(
+            memory_bytes, gpu_memory_utilization, mem_fraction_static, num_gpu_blocks_override
+        )
         if self._simulated:
             max_num_seqs = SIMULATED_SEQS if max_num_seqs is None else max_num_seqs
             if max_num_batched_tokens is None:
-                max_num_batched_tokens = SIMULATED_TOKENS
-        if memory_bytes is None:
-            sharing = parallel.size if device.type == "cpu" else 1
-            memory_bytes = int(_free_memory(device) * MEMORY_FRACTION) // sharing
-        return default_limits(
-            parallel.local(self.model.config),
-            self.model.dtype.itemsize,
+                max_num_batched_tokens = max(SIMULATED_TOKENS, max_num_seqs)
+        config, itemsize = parallel.local(self.model.config), self.model.kv_dtype.itemsize
+        shape = step_shape(
+            config,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
-            memory_bytes=memory_bytes,
-            page_size=self.model.ops.page_size,
+            enable_chunked_prefill=enable_chunked_prefill,
         )
+        page_size, on_host = self.model.ops.page_size, device.type == "cpu"
+        step = None
+        if not on_host and not self._simulated:
+            step = measured_step(model or self.model, shape, page_size)
+        if step is None:
+            step = estimated_step(config, self.model.dtype.itemsize, shape)
+        sharing = parallel.size if on_host else 1
+        free, total = _free_memory(device) // sharing, _total_memory(device) // sharing
+        budget = options.budget(total, free, step, on_host)
+        limits = default_limits(
+            config,
+            itemsize,
+            **vars(shape),
+            memory_bytes=budget.size,
+            num_pages=num_gpu_blocks_override,
+            account=budget.account,
+            advice=budget.advice,
+            page_size=page_size,
+            enable_prefix_caching=enable_prefix_caching,
+            enable_chunked_prefill=enable_chunked_prefill,
+            scheduling_policy=scheduling_policy,
+        )
+        size = limits.num_pages * page_bytes(config, page_size, itemsize)
+        if size > free - step:
+            raise UsageError(
+                f"a KV cache of {mib(size)} MiB does not fit into the {mib(free)} MiB that are "
+                f"free, of which the largest step takes {mib(step)}: make it smaller."
+            )
+        return limits
 
     @cached_property
     def engine(self) -> Engine:
         """The engine that `generate` and `stream` use, started at the first use."""
         seqs = SIMULATED_SEQS if self._simulated else 16
         limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=seqs)
-        return Engine(self.model, self.tokenizer, limits).start()
+        return Engine(self.model, self.tokenizer, limits, speculative=self.speculative).start()
 
     def _forward(self, ids: Sequence[int], trace: Trace | None = None) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
@@ -299,6 +357,37 @@ def _dtype(name: str, config: ModelConfig) -> torch.dtype:
     return DTYPES[name]
 
 
+def _kv_dtype(name: str, dtype: torch.dtype, backend: ops.Ops) -> torch.dtype:
+    """Of the KV cache's pages. Raises UsageError."""
+    if name == "auto" or DTYPES.get(name) == dtype:
+        return dtype
+    if name in ("fp8", "fp8_e4m3"):
+        found = ops.fp8_pages(backend)
+        if found is None:
+            raise UsageError(
+                f"backend {backend.name!r} takes no FP8 KV cache: leave --kv-cache-dtype at auto."
+            )
+        return found
+    if name == "fp8_e5m2":
+        raise UsageError(
+            "kv_cache_dtype fp8_e5m2 is not supported, as its two bits of mantissa cost more "
+            "accuracy at the same size: use fp8, which is e4m3."
+        )
+    if name in DTYPES:
+        raise UsageError(
+            f"kv_cache_dtype {name} is not the model's {str(dtype).removeprefix('torch.')}: use "
+            "auto or fp8, or load the model with that --dtype."
+        )
+    raise UsageError(f"kv_cache_dtype {name!r} is not one of auto, bfloat16, fp8, fp8_e4m3.")
+
+
+def _about_scales(model: Model) -> str:
+    kind = str(model.kv_dtype).removeprefix("torch.")
+    if model.has_kv_scales:
+        return f"KV cache in {kind}, with the checkpoint's k_scale and v_scale"
+    return f"KV cache in {kind}, with scales of 1: the checkpoint has no k_scale and v_scale"
+
+
 def _conversion(
     asked: str | None, weights: Checkpoint, backend: ops.Ops, on_note: Callable[[str], None]
 ) -> str | None:
@@ -325,6 +414,13 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cpu":
         return available_memory()
     return int(torch.accelerator.get_memory_info(device)[0])
+
+
+def _total_memory(device: torch.device) -> int:
+    """Bytes that it has."""
+    if device.type == "cpu":
+        return total_memory()
+    return int(torch.accelerator.get_memory_info(device)[1])
 
 
 def _sampling_of(folder: Path) -> SamplingParams:

@@ -77,6 +77,7 @@ class Attention:
             biases = zip(projections, widths, strict=True)
             self.qkv_bias = torch.cat([weights.tensor(f"{p}.bias", (n,)) for p, n in biases])
         self.out = ops.pack(weights.weight([f"{prefix}.o_proj"], [config.hidden_size], q_width))
+        self.kv_scales = weights.kv_scales(prefix)
         self.q_norm = self.k_norm = None
         if config.use_qk_norm:
             self.q_norm = weights.tensor(f"{prefix}.q_norm.weight", (self.size,))
@@ -221,7 +222,13 @@ class MTP:
         return head
 
     def __call__(self, next_ids_T: Tensor, hidden_TD: Tensor, step: Step, cache: KVCache) -> Tensor:
-        """Hidden states after the layer's own norm, (T, D).
+        """Hidden states after the layer's own norm, (T, D): the first of what `forward` returns."""
+        return self.forward(next_ids_T, hidden_TD, step, cache)[0]
+
+    def forward(
+        self, next_ids_T: Tensor, hidden_TD: Tensor, step: Step, cache: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states after the layer's own norm and before it, (T, D) each.
 
         next_ids_T: the token that follows each position; hidden_TD: the model's output there (or
         this layer's, when drafting further); step: that of hidden_TD. The layer's cache has a
@@ -233,14 +240,24 @@ class MTP:
         x = self.ops.linear(torch.cat([embedded, hidden], dim=-1), self.eh_proj)
         rotary = Rotary.at(step.positions_T + 1, self.config, x.dtype)
         x, residual = self.layer(x, None, rotary, cache, step)
-        return self.ops.rms_norm(x, self.norm, self.eps, residual)[0]
+        return self.ops.rms_norm(x, self.norm, self.eps, residual)
 
 
 class Model:
-    """A loaded model on one backend. Holds weights and no state: caches belong to the caller."""
+    """A loaded model on one backend. Holds weights and no state: caches belong to the caller.
 
-    def __init__(self, config: ModelConfig, ops: Ops, weights: Checkpoint) -> None:
+    kv_dtype: of the caches' pages; None is the model's own.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        ops: Ops,
+        weights: Checkpoint,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         self.config, self.ops, self.dtype = config, ops, weights.dtype
+        self.kv_dtype = kv_dtype or weights.dtype
         self.parallel = weights.parallel
         v, d = config.vocab_size, config.hidden_size
         self.embed = weights.tensor("model.embed_tokens.weight", (v, d))
@@ -251,17 +268,31 @@ class Model:
         else:
             self.head = ops.pack(weights.weight(["lm_head"], [v], d))
         self.mtp: MTP | None = None
-        if config.num_nextn_predict_layers and _has_mtp(config, weights):
+        if has_mtp(config, weights):
             self.mtp = MTP(config, ops, weights, self.embed, self.head)
         weights.finish()
 
     def allocate(self, pages: int, page_size: int) -> list[KVCache]:
         """A cache for each main layer and, last, one for the MTP layer if there is one."""
-        count, local = len(self.layers) + (self.mtp is not None), self.parallel.local(self.config)
+        local, device = self.parallel.local(self.config), self.ops.device
         return [
-            KVCache.allocate(local, pages, page_size, self.dtype, self.ops.device)
-            for _ in range(count)
+            KVCache.allocate(local, pages, page_size, self.kv_dtype, device, *self._scales(layer))
+            for layer in [*self.layers, *([] if self.mtp is None else [self.mtp.layer])]
         ]
+
+    @property
+    def has_kv_scales(self) -> bool:
+        """Whether the checkpoint was calibrated for FP8 pages."""
+        return all(layer.attention.kv_scales is not None for layer in self.layers)
+
+    def _scales(self, layer: Layer) -> tuple[float, float]:
+        """Of a layer's FP8 pages, as calibrated or 1."""
+        scales = layer.attention.kv_scales
+        if self.kv_dtype.itemsize > 1 or scales is None:
+            return 1.0, 1.0
+        # FNUZ codes mean half of what the same codes of OCP mean, for which scales are calibrated.
+        unit = 2.0 if self.kv_dtype == torch.float8_e4m3fnuz else 1.0
+        return scales[0] * unit, scales[1] * unit
 
     def forward(
         self, ids_T: Tensor, step: Step, caches: Sequence[KVCache], trace: Trace | None = None
@@ -280,8 +311,20 @@ class Model:
         """(T, V), float32 at least; rows of the vocabulary beyond the tokenizer's are untrained."""
         return _logits(self.ops, hidden_TD, self.head, self.parallel)
 
+    @property
+    def has_mtp(self) -> bool:
+        """Whether the checkpoint came with its MTP layer."""
+        return self.mtp is not None
+
+    def mtp_forward(
+        self, next_ids_T: Tensor, hidden_TD: Tensor, step: Step, caches: Sequence[KVCache]
+    ) -> tuple[Tensor, Tensor]:
+        """`MTP.forward` with its cache, the last of those that `allocate` returned."""
+        assert self.mtp is not None
+        return self.mtp.forward(next_ids_T, hidden_TD, step, caches[-1])
+
     def mtp_logits(self, hidden_TD: Tensor) -> Tensor:
-        """As `logits`, of hidden states that `mtp` returned."""
+        """As `logits`, of hidden states after the MTP layer's own norm."""
         assert self.mtp is not None
         return _logits(self.ops, hidden_TD, self.mtp.head, self.parallel)
 
@@ -301,7 +344,9 @@ def _logits(ops: Ops, hidden_TD: Tensor, head: Weight, parallel: Parallel) -> Te
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _has_mtp(config: ModelConfig, weights: Checkpoint) -> bool:
+def has_mtp(config: ModelConfig, weights: Checkpoint) -> bool:
     """Tools that re-save a checkpoint drop the MTP layer and keep its count in the config."""
     prefix = f"model.layers.{config.num_hidden_layers}"
-    return any(weights.has(f"{prefix}.{n}.weight") for n in ("eh_proj", "enorm", "hnorm"))
+    return config.num_nextn_predict_layers > 0 and any(
+        weights.has(f"{prefix}.{n}.weight") for n in ("eh_proj", "enorm", "hnorm")
+    )

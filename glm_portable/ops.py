@@ -88,11 +88,13 @@ class KVCache:
         page_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
     ) -> "KVCache":
         """Zeroed pages for one layer: what a mask hides is multiplied by 0 and must be finite."""
         shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
         k, v = (_zeros(shape, dtype, device) for _ in range(2))
-        return cls(k, v)
+        return cls(k, v, k_scale, v_scale)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -279,6 +281,15 @@ FORMATS = ("bf16", "fp8", "w8a8", "int8")
 def formats(backend: Ops) -> frozenset[str]:
     """The formats that a backend's `pack` takes: its attribute `formats`, all where it has none."""
     return frozenset(getattr(backend, "formats", FORMATS))
+
+
+def fp8_pages(backend: Ops) -> torch.dtype | None:
+    """The FP8 of its KV pages: its attribute `fp8_pages`, float8_e4m3fn where it has none.
+
+    None is a backend whose attention takes pages in the model's type alone.
+    """
+    found: torch.dtype | None = getattr(backend, "fp8_pages", torch.float8_e4m3fn)
+    return found
 
 
 def collectives(backend: Ops) -> str:

@@ -22,6 +22,8 @@ from glm_portable.shards import STAGED_ELEMENTS, Entry, open_folder
 
 SCALES = (".weight_scale", ".weight_scale_inv")
 OFFSET = ".weight_offset"
+KV_SCALES = ("{0}_scale", "{0}_proj.{0}_scale", "{0}_proj.output_scale")
+"""Below a layer's attention, for k and v: of compressed-tensors, then of older tools."""
 KINDS = {torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
 ROUTER_BIAS = "e_score_correction_bias"
 # Modules whose biases GLM does not have; outlier suppression writes some (see `_without_biases`).

@@ -46,7 +46,8 @@ class Tokenizer:
         # `_read` has set every token's special flag to what `_is_control` says.
         self.control_tokens = {t.content: i for i, t in added.items() if t.special}
         self.tags = frozenset(t.content for t in added.values() if not t.special)
-        self._added = {i: token.content.encode() for i, token in added.items()}
+        # Filled as tokens are met: asking the library each time is slow.
+        self._bytes = {i: token.content.encode() for i, token in added.items()}
         self._control_ids = frozenset(self.control_tokens.values())
         # The longest first: alternatives of a pattern are tried in their order.
         longest_first = sorted(self.control_tokens, key=len, reverse=True)
@@ -122,12 +123,18 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes of one token, perhaps part of a character; empty for an unused id."""
-        if token_id in self._added:
-            return self._added[token_id]
-        if not 0 <= token_id < self.vocab_size:
-            return b""
-        piece = self._tokenizer.id_to_token(token_id) or ""
-        return bytes(_BYTE_OF_CHARACTER[character] for character in piece)
+        found = self._bytes.get(token_id)
+        if found is None:
+            if not 0 <= token_id < self.vocab_size:
+                return b""
+            piece = self._tokenizer.id_to_token(token_id) or ""
+            found = bytes(_BYTE_OF_CHARACTER[character] for character in piece)
+            self._bytes[token_id] = found
+        return found
+
+    def text_of(self, ids: Iterable[int]) -> str:
+        """The text of ids, that of control tokens included."""
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_text(self, token_id: int) -> str:
         """One token for people to read: U+FFFD stands for a character's part."""
@@ -141,14 +148,13 @@ class TokenStream:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._token_bytes, self._hidden = tokenizer.token_bytes, tokenizer._control_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, ids: Iterable[int]) -> str:
         """The text that these ids complete."""
-        tokenizer = self._tokenizer
-        visible = (i for i in ids if not tokenizer.is_control(i))
-        return self._decoder.decode(b"".join(map(tokenizer.token_bytes, visible)))
+        visible = [self._token_bytes(i) for i in ids if i not in self._hidden]
+        return self._decoder.decode(b"".join(visible))
 
     def flush(self) -> str:
         """End the text. All that can be waiting is part of a character, which is dropped."""

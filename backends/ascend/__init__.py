@@ -45,6 +45,7 @@ class AscendOps:
     collectives = "hccl"
     formats = frozenset({"bf16", "w8a8", "int8"})
     page_size = 128
+    fp8_pages = None  # its operators take no scales for them
     """What the attention operator recommends; it takes other multiples of 16 up to 1024."""
 
     def __init__(self, chip: Chip, npu: Any, device: torch.device) -> None:

@@ -17,6 +17,7 @@ class Completion:
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprob, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     stop_reason: str | int | None
 
@@ -43,6 +44,7 @@ class Answer:
             token_ids=tuple(token for delta in self._deltas for token in delta.token_ids),
             text="".join(delta.text for delta in self._deltas),
             logprobs=tuple(entry for delta in self._deltas for entry in delta.logprobs),
+            prompt_logprobs=self._deltas[0].prompt_logprobs,
             finish_reason=last.finish_reason,
             stop_reason=last.stop_reason,
         )

@@ -1,20 +1,28 @@
-"""The engine without its thread: schedule, compute, sample, and hand out what came of it."""
+"""The engine without its thread: schedule, compute, sample, and hand out what came of it.
+
+With speculative decoding a step computes a sequence's drafts behind its last token, and the
+sequence keeps those that are what would have been sampled; then the next ones are drafted.
+"""
 
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from glm_portable.config import ModelConfig
+from glm_portable.engine.acceptance import Turn, accept
+from glm_portable.engine.drafting import Computed, Drafter
 from glm_portable.engine.kv_cache import PagePool
 from glm_portable.engine.limits import EngineLimits
+from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer, note_tokens
 from glm_portable.engine.request import Request
-from glm_portable.engine.sampling import Sampled, sample
 from glm_portable.engine.scheduler import Chunk, Scheduler
-from glm_portable.engine.types import Delta
+from glm_portable.engine.speculative import SpeculativeConfig
+from glm_portable.engine.types import Delta, joined
 from glm_portable.ops import KVCache, Ops, Step
 
 log = logging.getLogger(__name__)
@@ -29,6 +37,12 @@ class EngineStats:
 
     running, waiting: requests. prompt_tokens counts a prompt once, when its first token is
     sampled, however often it was computed. healthy: false after several failed steps in a row.
+    prefix_cache_queries: tokens of the prompts that looked for others' pages; prefix_cache_hits:
+    how many of them were found.
+
+    num_drafts: how often drafts of a request were computed; num_draft_tokens: how many there were
+    in all; num_accepted_tokens: how many of them became tokens of the answer, accepted_by_position:
+    how many of the first, second, ... of each.
     """
 
     running: int
@@ -41,6 +55,12 @@ class EngineStats:
     steps: int
     failed_steps: int
     healthy: bool
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_by_position: tuple[int, ...] = ()
 
 
 class LanguageModel(Protocol):
@@ -62,18 +82,41 @@ class LanguageModel(Protocol):
 class EngineCore:
     """Owns the model and its caches; one thread uses it.
 
-    vocab_size: how many tokens can be sampled. A step that fails ends the requests in it and no
-    others.
+    vocab_size: how many tokens can be sampled. speculative: what to draft, None for nothing. A step
+    that fails ends the requests in it and no others. Raises UsageError for a model that cannot
+    draft.
     """
 
-    def __init__(self, model: LanguageModel, limits: EngineLimits, vocab_size: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        limits: EngineLimits,
+        vocab_size: int,
+        speculative: SpeculativeConfig | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self.model, self.limits, self.vocab_size = model, limits, vocab_size
+        self.observer = observer or NullObserver()
+        num_drafts = 0 if speculative is None else speculative.num_speculative_tokens
         self.pool = PagePool(limits.num_pages, limits.page_size)
-        self.scheduler = Scheduler(self.pool, limits.max_num_seqs, limits.max_num_batched_tokens)
+        self.scheduler = Scheduler(
+            self.pool,
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+            num_drafts,
+            prefix_caching=limits.enable_prefix_caching,
+            chunked_prefill=limits.enable_chunked_prefill,
+            by_priority=limits.scheduling_policy == "priority",
+        )
         self.requests: dict[str, Request] = {}
         self._prompt_tokens = self._generation_tokens = 0
         self._steps = self._failed_steps = self._failures_in_a_row = 0
+        self._num_drafts = self._num_draft_tokens = 0
+        self._accepted_by_position = [0] * num_drafts
         self._caches = model.allocate(limits.num_pages, limits.page_size)
+        self._drafter: Drafter | None = None
+        if speculative is not None:
+            self._drafter = Drafter(model, self._caches, speculative, vocab_size, limits.page_size)
 
     def stats(self) -> EngineStats:
         """As of now; from another thread than the engine's, its numbers may be a step apart."""
@@ -88,6 +131,12 @@ class EngineCore:
             steps=self._steps,
             failed_steps=self._failed_steps,
             healthy=self._failures_in_a_row < UNHEALTHY_AFTER,
+            prefix_cache_queries=self.scheduler.prefix_cache_queries,
+            prefix_cache_hits=self.scheduler.prefix_cache_hits,
+            num_drafts=self._num_drafts,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=sum(self._accepted_by_position),
+            accepted_by_position=tuple(self._accepted_by_position),
         )
 
     def add(self, request: Request) -> None:
@@ -113,56 +162,131 @@ class EngineCore:
         chunks = self.scheduler.schedule()
         if not chunks:
             return
-        sampling = [chunk for chunk in chunks if chunk.samples]
-        requests = [self.requests[chunk.sequence.request_id] for chunk in sampling]
         self._steps += 1
+        self._note_start(chunks)
         try:
-            sampled = self._compute(chunks, requests)
+            hidden_TD, turns = self._compute(chunks)
         except Exception:
-            log.exception("a step of %d requests failed", len(chunks))
-            self._failed_steps += 1
-            self._failures_in_a_row += 1
-            failed = [self.requests[chunk.sequence.request_id] for chunk in chunks]
-            self.fail(failed, "The model failed on this request; the server's log has the reason.")
+            log.exception("a step of %d requests failed: %s", len(chunks), _names(chunks))
+            self._fail_step(chunks)
             return
-        self._failures_in_a_row = 0
-        self.scheduler.complete(chunks)
-        for request, token in zip(requests, sampled, strict=True):
-            self._advance(request, token)
+        drafted = self._draft(self._complete(chunks, turns), hidden_TD)
+        if drafted:
+            self.scheduler.publish(chunks)
+        for turn in turns:
+            self._advance(turn)
+        if drafted:
+            self._failures_in_a_row = 0
+        else:
+            self._fail_step(chunks)
 
-    def _compute(self, chunks: Sequence[Chunk], requests: Sequence[Request]) -> list[Sampled]:
-        """One forward pass, and a token for each of `requests`: the chunks that sample."""
+    def _compute(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[Turn]]:
+        """One forward pass; the hidden states, and the tokens of the requests that sample."""
         device = self.model.ops.device
-        layout = [(c.sequence.num_computed, c.count, c.sequence.block_table) for c in chunks]
+        layout = [(c.sequence.num_computed, c.width, c.sequence.block_table) for c in chunks]
         step = Step.build(layout, self.limits.page_size, device)
         ids_T = torch.tensor([token for chunk in chunks for token in chunk.token_ids])
         hidden_TD = self.model.forward(ids_T.to(device), step, self._caches)
-        if not requests:
-            return []
-        ends = zip(chunks, step.query_ends, strict=True)
-        last = torch.tensor([end - 1 for chunk, end in ends if chunk.samples], device=device)
-        logits_RV = self.model.logits(hidden_TD[last])
-        return sample(logits_RV, [request.row for request in requests], self.vocab_size)
+        self._score_prompts(chunks, hidden_TD, step.query_ends)
+        turns: list[Turn] = []
+        rows: list[int] = []
+        for chunk, end in zip(chunks, step.query_ends, strict=True):
+            if chunk.samples:
+                request = self.requests[chunk.sequence.request_id]
+                turns.append(Turn(request, len(rows), chunk.drafts))
+                rows += range(end - len(chunk.drafts) - 1, end)
+        if turns:
+            logits_RV = self.model.logits(hidden_TD[torch.tensor(rows, device=device)])
+            accept(turns, logits_RV, self.vocab_size)
+        return hidden_TD, turns
 
-    def _advance(self, request: Request, sampled: Sampled) -> None:
-        try:
-            if request.num_generated == 0:
+    def _score_prompts(
+        self, chunks: Sequence[Chunk], hidden_TD: Tensor, query_ends: Sequence[int]
+    ) -> None:
+        for chunk, end in zip(chunks, query_ends, strict=True):
+            scores = self.requests[chunk.sequence.request_id].prompt_logprobs
+            if scores is not None:
+                start, behind = chunk.sequence.num_computed, end - len(chunk.drafts)
+                scores.take(self.model.logits, hidden_TD[behind - chunk.count : behind], start)
+
+    def _complete(self, chunks: Sequence[Chunk], turns: Sequence[Turn]) -> list[Computed]:
+        """Note what the step has computed of each sequence, the right ones of its drafts too."""
+        starts = [chunk.sequence.num_computed for chunk in chunks]
+        self.scheduler.complete(chunks)
+        for turn in turns:
+            accepted = turn.num_accepted
+            self.scheduler.accept(turn.request.sequence, accepted)
+            self._num_drafts += bool(turn.drafts)
+            self._num_draft_tokens += len(turn.drafts)
+            for place in range(accepted):
+                self._accepted_by_position[place] += 1
+        going_on = {turn.request.request_id for turn in turns if turn.going_on}
+        done, row = [], 0
+        for chunk, start in zip(chunks, starts, strict=True):
+            sequence = chunk.sequence
+            end = min(sequence.num_computed, len(sequence.token_ids) - 1)
+            done.append(Computed(sequence, start, end, row, sequence.request_id in going_on))
+            row += chunk.width
+        return done
+
+    def _draft(self, done: Sequence[Computed], hidden_TD: Tensor) -> bool:
+        """Draft the next tokens, if it is to draft; whether that went well."""
+        if self._drafter is not None:
+            try:
+                self._drafter.draft(done, hidden_TD)
+            except Exception:
+                log.exception("drafting for %d requests failed", len(done))
+                return False
+        return True
+
+    def _fail_step(self, chunks: Sequence[Chunk]) -> None:
+        """End those of a step's requests that have not ended."""
+        self._failed_steps += 1
+        self._failures_in_a_row += 1
+        ids = [chunk.sequence.request_id for chunk in chunks]
+        failed = [self.requests[request_id] for request_id in ids if request_id in self.requests]
+        self.fail(failed, "The model failed on this request; the server's log has the reason.")
+
+    def _advance(self, turn: Turn) -> None:
+        """Hand out what a request gained in the step."""
+        request = turn.request
+        if turn.deltas:
+            delta = joined(turn.deltas)
+            if request.num_generated == len(delta.token_ids):
                 self._prompt_tokens += request.num_prompt_tokens
-            delta = request.append(sampled)
-        except Exception:
-            log.exception("request %s failed after sampling", request.request_id)
+            self._generation_tokens += len(delta.token_ids)
+            if delta.token_ids:
+                note_tokens(self.observer, request.timeline, time.monotonic())
+            if delta.finish_reason is None:
+                self._emit(request, delta)
+            else:
+                self._finish(request, delta)
+        if turn.failed:
             self.fail([request], "The server failed on this answer; its log has the reason.")
-            return
-        self._generation_tokens += len(delta.token_ids)
-        if delta.finish_reason is None:
-            self._emit(request, delta)
-        else:
-            self._finish(request, delta)
 
     def _finish(self, request: Request, delta: Delta) -> None:
         """Free what the request holds, then tell its caller."""
         self._forget(request)
-        self._emit(request, delta)
+        assert delta.finish_reason is not None
+        self.observer.on_finish(
+            FinishedRequest(
+                request.request_id,
+                delta.finish_reason,
+                request.num_prompt_tokens,
+                request.num_generated,
+                request.params.max_tokens,
+                request.timeline,
+            )
+        )
+        self._emit(request, replace(delta, timeline=request.timeline))
+
+    def _note_start(self, chunks: Sequence[Chunk]) -> None:
+        now = time.monotonic()
+        for chunk in chunks:
+            timeline = self.requests[chunk.sequence.request_id].timeline
+            if timeline.scheduled is None:
+                timeline.scheduled = now
+        self.observer.on_step(sum(chunk.width for chunk in chunks))
 
     def _forget(self, request: Request) -> None:
         del self.requests[request.request_id]
@@ -176,3 +300,7 @@ class EngineCore:
             log.exception("the callback of request %s raised; aborted", request.request_id)
             if request.request_id in self.requests:
                 self._forget(request)
+
+
+def _names(chunks: Sequence[Chunk]) -> str:
+    return ", ".join(chunk.sequence.request_id for chunk in chunks)

@@ -13,9 +13,12 @@ from glm_portable.engine import admission
 from glm_portable.engine.completion import Answer, Completion, EngineFailure
 from glm_portable.engine.core import EngineCore, EngineStats, LanguageModel
 from glm_portable.engine.limits import EngineLimits, default_limits
+from glm_portable.engine.logprobs import PromptLogprobs
+from glm_portable.engine.observer import Observer
 from glm_portable.engine.request import Request
 from glm_portable.engine.sampling import RowSampler
 from glm_portable.engine.scheduler import Sequence as TokenSequence
+from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.stopping import AnswerText, Tokenizer
 from glm_portable.engine.types import Delta, SamplingParams
 
@@ -26,6 +29,7 @@ __all__ = [
     "EngineFailure",
     "EngineLimits",
     "EngineStats",
+    "SpeculativeConfig",
     "default_limits",
 ]
 
@@ -40,16 +44,24 @@ class Engine:
     """Continuous batching over one model. Every method may be called from any thread.
 
     Use it as a context manager, or call `start` and, at the end, `close`. seed: requests without
-    a seed of their own get this one plus their number.
+    a seed of their own get this one plus their number. speculative: what to draft with the model's
+    MTP layer, None for nothing. observer: sees times and counts. Raises UsageError for a model
+    that has no such layer.
     """
 
     def __init__(
-        self, model: LanguageModel, tokenizer: Tokenizer, limits: EngineLimits, seed: int = 0
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        limits: EngineLimits,
+        seed: int = 0,
+        speculative: SpeculativeConfig | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.limits, self._tokenizer, self._seed = limits, tokenizer, seed
         self._vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
         self._eos_ids = frozenset(model.config.eos_token_id)
-        self._core = EngineCore(model, limits, self._vocab_size)
+        self._core = EngineCore(model, limits, self._vocab_size, speculative, observer)
         # What the engine's thread has yet to see: a request, the id of one to cancel, or None
         # just to wake it up.
         self._inbox: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
@@ -73,14 +85,21 @@ class Engine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
+        *,
+        name: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> str:
-        """Queue a request and return its id.
+        """Queue a request and return its id: a number, after `name`, so that logs tell whose it is.
+
+        priority: the lower the earlier, where the scheduling policy is priority. cache_salt: the
+        request shares cached pages with requests of the same salt alone.
 
         on_delta is called on the engine's thread, so it must not block; of all its deltas the
         last one, and no other, has a finish_reason. If it raises, the request is given up.
         Raises UsageError for a request that cannot be served, EngineDraining during shutdown.
         """
-        request = self._request(list(prompt_ids), params, on_delta)
+        request = self._request(list(prompt_ids), params, on_delta, name, priority, cache_salt)
         with self._lock:
             if self._draining:
                 raise EngineDraining("The server is shutting down; send the request again later.")
@@ -149,7 +168,13 @@ class Engine:
         self.close()
 
     def _request(
-        self, prompt_ids: list[int], params: SamplingParams, on_delta: Callable[[Delta], None]
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        name: str,
+        priority: int,
+        cache_salt: str,
     ) -> Request:
         admission.check_prompt(prompt_ids, self._vocab_size)
         admission.check_params(params, self._vocab_size)
@@ -157,16 +182,23 @@ class Engine:
         self._core.scheduler.check(length)
         number = next(self._numbers)
         eos_ids = frozenset() if params.ignore_eos else self._eos_ids
-        stop_ids = eos_ids.union(params.stop_token_ids).intersection(range(self._vocab_size))
+        stop_ids = {i for i in eos_ids.union(params.stop_token_ids) if 0 <= i < self._vocab_size}
         seed = self._seed + number if params.seed is None else params.seed
+        request_id = f"{name}-{number}" if name else f"{number}"
+        sequence = TokenSequence(request_id, prompt_ids, length, priority, cache_salt)
+        sequence.skips_cached = self.limits.enable_prefix_caching and params.may_skip_prompt
+        if sequence.skips_cached:  # here and not on the engine's thread
+            pages = (len(prompt_ids) - 1) // self.limits.page_size
+            self._core.scheduler.page_digests(sequence, pages)
         return Request(
             params=params,
             on_delta=on_delta,
-            sequence=TokenSequence(f"{number}", prompt_ids, length),
+            sequence=sequence,
             num_prompt_tokens=len(prompt_ids),
             eos_ids=eos_ids,
             text=AnswerText(self._tokenizer.stream(), params.stop),
             row=RowSampler(params, seed, stop_ids, prompt_ids, self._vocab_size),
+            prompt_logprobs=PromptLogprobs.of(prompt_ids, params.prompt_logprobs, self._vocab_size),
         )
 
     def _run(self) -> None:

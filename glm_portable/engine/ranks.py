@@ -21,6 +21,7 @@ from glm_portable.ops import KVCache, Ops, Step
 T = TypeVar("T")
 
 ALLOCATE, FORWARD, LOGITS, END = "allocate", "forward", "logits", "end"
+MTP_FORWARD, MTP_LOGITS = "mtp_forward", "mtp_logits"
 
 
 class Leader:
@@ -63,6 +64,30 @@ class Leader:
 
         return self._together((LOGITS, len(hidden_TD)), compute)
 
+    @property
+    def has_mtp(self) -> bool:
+        """As the model's."""
+        return self._model.has_mtp
+
+    def mtp_forward(
+        self, next_ids_T: Tensor, hidden_TD: Tensor, step: Step, caches: Sequence[KVCache]
+    ) -> tuple[Tensor, Tensor]:
+        """Of these rows; the others get them first."""
+
+        def compute() -> tuple[Tensor, Tensor]:
+            hidden = self._model.parallel.broadcast(hidden_TD.contiguous())
+            return self._model.mtp_forward(next_ids_T, hidden, step, caches)
+
+        return self._together((MTP_FORWARD, _on_host(next_ids_T), _packed(step)), compute)
+
+    def mtp_logits(self, hidden_TD: Tensor) -> Tensor:
+        """As `logits`, of the MTP layer's head."""
+
+        def compute() -> Tensor:
+            return self._model.mtp_logits(self._model.parallel.broadcast(hidden_TD.contiguous()))
+
+        return self._together((MTP_LOGITS, len(hidden_TD)), compute)
+
     def _together(self, message: Any, compute: Callable[..., T], *arguments: Any) -> T:
         try:
             for pipe in self._pipes:
@@ -76,6 +101,11 @@ def follow(model: Model, pipe: Connection) -> None:
     """Another rank's part: do as told until the end, or until rank 0 is gone."""
     caches: list[KVCache] = []
     device, width = model.ops.device, model.config.hidden_size
+
+    def received(rows: int) -> Tensor:
+        hidden_TD = torch.empty(rows, width, dtype=model.dtype, device=device)
+        return model.parallel.broadcast(hidden_TD)
+
     with torch.inference_mode():
         while True:
             try:
@@ -87,8 +117,12 @@ def follow(model: Model, pipe: Connection) -> None:
             elif kind == FORWARD:
                 model.forward(_on_device(message[0], device), _unpacked(message[1], device), caches)
             elif kind == LOGITS:
-                hidden_TD = torch.empty(message[0], width, dtype=model.dtype, device=device)
-                model.logits(model.parallel.broadcast(hidden_TD))
+                model.logits(received(message[0]))
+            elif kind == MTP_FORWARD:
+                ids_T, step = _on_device(message[0], device), _unpacked(message[1], device)
+                model.mtp_forward(ids_T, received(len(ids_T)), step, caches)
+            elif kind == MTP_LOGITS:
+                model.mtp_logits(received(message[0]))
             elif kind == END:
                 return
             else:

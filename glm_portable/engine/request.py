@@ -1,12 +1,13 @@
 """One request from its submission to its last delta."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.sampling import RowSampler, Sampled
-from glm_portable.engine.scheduler import Sequence
+from glm_portable.engine.scheduler import Sequence as TokenSequence
 from glm_portable.engine.stopping import AnswerText
-from glm_portable.engine.types import Delta, FinishReason, SamplingParams
+from glm_portable.engine.types import Delta, FinishReason, SamplingParams, Timeline
 
 OnDelta = Callable[[Delta], None]
 
@@ -16,16 +17,18 @@ class Request:
     """What the engine keeps of a request; survives preemption.
 
     eos_ids: the model's tokens that end the answer, none with ignore_eos. num_prompt_tokens: how
-    many of sequence.token_ids are the prompt's.
+    many of sequence.token_ids are the prompt's. prompt_logprobs: until the first delta.
     """
 
     params: SamplingParams
     on_delta: OnDelta
-    sequence: Sequence
+    sequence: TokenSequence
     num_prompt_tokens: int
     eos_ids: frozenset[int]
     text: AnswerText
     row: RowSampler
+    prompt_logprobs: PromptLogprobs | None = None
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def request_id(self) -> str:
@@ -41,9 +44,10 @@ class Request:
         The token that ends an answer, EOS or of stop_token_ids, is in token_ids and logprobs and
         counts as generated (as in vLLM), but is not in the text.
         """
-        if sampled.token_id is None:
-            error = "The model returned no finite logits for this request."
-            return self.finish("error", error=error)
+        prompt, self.prompt_logprobs = self.prompt_logprobs, None
+        if sampled.token_id is None or (prompt and not prompt.usable):
+            return self.finish("error", error=sampled.error)
+        first = self.num_generated == 0
         self.sequence.token_ids.append(sampled.token_id)
         self.row.append(sampled.token_id)
         reason: FinishReason | None
@@ -55,7 +59,7 @@ class Request:
             if self.text.found is not None:
                 reason, stop_reason = "stop", self.text.found
             elif len(self.sequence.token_ids) >= self.sequence.max_length:
-                reason = "length"
+                reason = "stop" if self.row.complete else "length"
         if reason is not None:
             text += self.text.finish()
         return Delta(
@@ -64,6 +68,8 @@ class Request:
             logprobs=() if sampled.logprob is None else (sampled.logprob,),
             finish_reason=reason,
             stop_reason=stop_reason,
+            num_cached_tokens=self.sequence.num_cached if first else None,
+            prompt_logprobs=tuple(prompt.found) if prompt else (),
         )
 
     def finish(self, reason: FinishReason, error: str | None = None) -> Delta:
@@ -71,7 +77,7 @@ class Request:
         return Delta(finish_reason=reason, error=error)
 
     def _ends_with(self, token_id: int) -> tuple[FinishReason | None, int | None]:
-        if token_id in self.eos_ids:
+        if token_id in self.eos_ids or self.row.ended_by(token_id):
             return "stop", None
         if token_id in self.params.stop_token_ids:
             return "stop", token_id

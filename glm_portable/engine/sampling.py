@@ -1,21 +1,26 @@
 """From logits to the next token of each row; rows are independent of each other.
 
-The order is vLLM's: logit_bias and min_tokens, penalties, temperature, min_p, top_k, top_p. Every
-filter keeps tokens by their value and so keeps all that tie with the last one kept: what a
-filter keeps does not depend on how a backend orders equal values.
+The order is vLLM's: logit_bias and min_tokens, penalties, the grammar's mask, temperature, min_p,
+top_k, top_p. Every filter keeps tokens by their value and so keeps all that tie with the last one
+kept: what a filter keeps does not depend on how a backend orders equal values.
 
 A draw inverts the cumulative distribution at one number in [0, 1) that is a hash of the request's
 seed and of the token's position in the answer. It is the same on every device, after a
 preemption, and whatever else is in the batch.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from glm_portable.engine import grammar
+from glm_portable.engine.grammar import GrammarState, Words
+from glm_portable.engine.logprobs import token_logprobs
 from glm_portable.engine.types import SamplingParams, TokenLogprob
 
 _CANDIDATES = 256
@@ -68,12 +73,29 @@ class RowSampler:
         self._prompt_ids = tuple(prompt_ids) if self._penalizes else ()
         # Made when first needed: a request that waits should not take the vocabulary's size.
         self._history: History | None = None
+        self.state: GrammarState | None = None if params.grammar is None else params.grammar.start()
 
     @property
     def adjusts(self) -> bool:
-        """Whether `adjust` has anything to do for the next token."""
-        held = bool(self._stop_ids) and self.num_generated < self.params.min_tokens
-        return self._penalizes or held or bool(self.params.logit_bias)
+        """Whether `adjust` or a mask has anything to do for the next token."""
+        adjusts = self._penalizes or self._holds or bool(self.params.logit_bias)
+        return adjusts or self.state is not None
+
+    @property
+    def _holds(self) -> bool:
+        return bool(self._stop_ids) and self.num_generated < self.params.min_tokens
+
+    def hold(self, words_W: Words) -> None:
+        """Take the tokens that end the answer out of a mask that leaves others."""
+        ids = self._stop_ids if self._holds else []
+        if self.params.ignore_eos and self.state is not None:
+            ids = [*ids, *self.state.vocabulary.table.eos_ids]
+        if ids:
+            rest_W = words_W.copy()
+            for token_id in ids:
+                rest_W[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+            if rest_W.any():
+                words_W[:] = rest_W
 
     def adjust(self, logits_V: Tensor) -> None:
         """Apply bias, min_tokens and penalties in place."""
@@ -82,29 +104,47 @@ class RowSampler:
             ids = torch.tensor(list(self.params.logit_bias), device=device)
             bias = torch.tensor(list(self.params.logit_bias.values()), device=device)
             logits_V[ids] += bias.to(logits_V.dtype)
-        if self._stop_ids and self.num_generated < self.params.min_tokens:
+        if self._holds and self.state is None:
             logits_V[torch.tensor(self._stop_ids, device=device)] = float("-inf")
         if self._penalizes:
             if self._history is None:
                 self._history = History(self._prompt_ids, self._vocab_size, device)
             self._history.penalize(logits_V, self.params)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar leaves nothing more to write."""
+        return self.state is not None and self.state.complete
+
+    def ended_by(self, token_id: int) -> bool:
+        """Whether the grammar allowed this token as the end of the text."""
+        return self.state is not None and token_id in self.state.vocabulary.table.eos_ids
+
+    def ahead(self, count: int) -> "RowSampler":
+        """As it will be that many tokens later, if it `adjusts` none of them."""
+        later = copy.copy(self)
+        later.num_generated += count
+        return later
+
     def append(self, token_id: int) -> None:
         """The token that was chosen."""
         self.num_generated += 1
         if self._history is not None:
             self._history.append(token_id)
+        if self.state is not None:
+            self.state.append(token_id)
 
 
 @dataclass(frozen=True)
 class Sampled:
     """A row's next token, and its log probability if the request asked for it.
 
-    token_id is None where the model returned no finite logit to choose from.
+    token_id is None where there is none to choose: error says why.
     """
 
     token_id: int | None
     logprob: TokenLogprob | None = None
+    error: str = "The model returned no finite logits for this request."
 
 
 def sample(logits_RV: Tensor, rows: Sequence[RowSampler], vocab_size: int) -> list[Sampled]:
@@ -119,6 +159,7 @@ def sample(logits_RV: Tensor, rows: Sequence[RowSampler], vocab_size: int) -> li
         for logits_V, row in zip(choices_RV, rows, strict=True):
             if row.adjusts:
                 row.adjust(logits_V)
+        mask(choices_RV, rows)
     best_R, token_R = choices_RV.max(dim=-1)
     drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
     if drawn:
@@ -128,9 +169,40 @@ def sample(logits_RV: Tensor, rows: Sequence[RowSampler], vocab_size: int) -> li
     usable = best_R.isfinite().tolist()
     reported = logprobs(logits_RV, rows, token_R, vocab_size)
     return [
-        Sampled(token_id, reported.get(index)) if usable[index] else Sampled(None)
-        for index, token_id in enumerate(token_ids)
+        _sampled(row, token_ids[index] if usable[index] else None, reported.get(index))
+        for index, row in enumerate(rows)
     ]
+
+
+def _sampled(row: RowSampler, token_id: int | None, logprob: TokenLogprob | None) -> Sampled:
+    if row.state is not None and row.state.failure is not None:
+        return Sampled(None, error=row.state.failure)
+    return Sampled(None) if token_id is None else Sampled(token_id, logprob)
+
+
+def mask(choices_RV: Tensor, rows: Sequence[RowSampler]) -> None:
+    """Remove, in place, the tokens that a row's grammar does not allow next.
+
+    On a chip the host computes the masks while the model's step still runs there.
+    """
+    masked = [index for index, row in enumerate(rows) if row.state is not None]
+    if not masked:
+        return
+    vocab_size = choices_RV.shape[1]
+    words_RW = np.zeros((len(masked), -(-vocab_size // 32)), dtype=np.uint32)
+    grammar.fill([state for row in rows if (state := row.state) is not None], words_RW)
+    for index, words_W in zip(masked, words_RW, strict=True):
+        rows[index].hold(words_W)
+    forbidden_RV = unpack(~words_RW, vocab_size, choices_RV.device)
+    masked_RV = take(choices_RV, masked)
+    put(choices_RV, masked, masked_RV.masked_fill_(forbidden_RV, float("-inf")))
+
+
+def unpack(words_RW: Words, count: int, device: torch.device) -> Tensor:
+    """The first `count` bits of each row as bool."""
+    bytes_RB = torch.from_numpy(words_RW.view(np.uint8)).to(device)
+    bits_8 = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=device)
+    return (bytes_RB[:, :, None] & bits_8).bool().flatten(1)[:, :count]
 
 
 def logprobs(
@@ -140,20 +212,9 @@ def logprobs(
     asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
     if not asking:
         return {}
-    logprobs_RV = logits_RV[asking].float().log_softmax(dim=-1)
-    tokens = token_R[asking]
-    # Both come from the same tensor: clients find a greedy token by comparing floats.
-    chosen = logprobs_RV.gather(1, tokens[:, None])[:, 0].tolist()
-    most = max(rows[index].params.logprobs or 0 for index in asking)
-    top = logprobs_RV[:, :vocab_size].topk(min(most, vocab_size), dim=-1)
-    result = {}
-    for place, index in enumerate(asking):
-        count = rows[index].params.logprobs or 0
-        pairs = zip(
-            top.indices[place, :count].tolist(), top.values[place, :count].tolist(), strict=True
-        )
-        result[index] = TokenLogprob(int(tokens[place]), chosen[place], tuple(pairs))
-    return result
+    counts = [rows[index].params.logprobs or 0 for index in asking]
+    found = token_logprobs(logits_RV[asking], token_R[asking], counts, vocab_size)
+    return dict(zip(asking, found, strict=True))
 
 
 def draw(logits_RV: Tensor, rows: Sequence[RowSampler]) -> Tensor:

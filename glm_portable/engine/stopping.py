@@ -39,6 +39,8 @@ class StopStrings:
 
     def add(self, text: str) -> str:
         """What can be shown now. Sets `found` when a stop string is complete."""
+        if not self._stop:
+            return text
         if self.found is not None:
             return ""
         text = self._held + text

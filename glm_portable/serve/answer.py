@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from glm_portable.serve.generation import Generation
+from glm_portable.serve.streaming import EventStream
 from glm_portable.serve.usage import Usage
 
 
@@ -20,6 +21,7 @@ class Answer(ABC):
     whole_object: str
     chunk_object: str
     id_prefix: str
+    stream = EventStream
 
     def __init__(
         self,

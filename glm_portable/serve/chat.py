@@ -59,6 +59,7 @@ class ChatTemplate:
     def __init__(
         self, source: str | None, tokenizer: Tokenizer, name: str = "chat template"
     ) -> None:
+        self.source = source
         self._template: jinja2.Template | None = None
         if source is not None:
             self._template = compile_template(source, name)

@@ -1,11 +1,12 @@
 """Answers of /v1/chat/completions, streamed and whole, from the same events."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from glm_portable.engine.types import Delta, TokenLogprob
+from glm_portable.engine.types import TokenLogprob
 from glm_portable.serve.answer import Answer
+from glm_portable.serve.conversation import ChatChoice, Conversation
 from glm_portable.serve.events import (
     Content,
     Event,
@@ -15,49 +16,7 @@ from glm_portable.serve.events import (
     ToolCallStart,
     fold,
 )
-from glm_portable.serve.generation import Generation
-from glm_portable.serve.logprobs import Vocabulary, chat_logprobs
-from glm_portable.serve.parsing import Parser
-
-
-@dataclass
-class ChatChoice:
-    """One choice in the making.
-
-    prefix: the beginning of the call that the prompt wrote for the model. single_call: the choice
-    ends with its first call, whatever the model would still write.
-    """
-
-    parser: Parser
-    prefix: str = ""
-    single_call: bool = False
-    started: bool = False
-    called: bool = False
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-    events: list[Event] = field(default_factory=list)
-    tokens: list[TokenLogprob] = field(default_factory=list)
-
-    def take(self, delta: Delta) -> list[Event]:
-        """The events of the next delta; sets finish_reason with the last ones."""
-        text, self.prefix = self.prefix + delta.text, ""
-        events = self.parser.feed(text)
-        if delta.finish_reason is not None:
-            events += self.parser.finish()
-        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
-        events = list(self._allowed(events))
-        if self.called and self.finish_reason == "stop":
-            self.finish_reason = "tool_calls"
-        return events
-
-    def _allowed(self, events: Iterable[Event]) -> Iterable[Event]:
-        for event in events:
-            after_call = self.called and not isinstance(event, ToolCallArguments)
-            if self.single_call and after_call:
-                self.finish_reason, self.stop_reason = "stop", None
-                return
-            self.called |= isinstance(event, ToolCallStart)
-            yield event
+from glm_portable.serve.logprobs import Vocabulary, chat_logprobs, prompt_logprobs
 
 
 class ChatAnswer(Answer):
@@ -67,24 +26,35 @@ class ChatAnswer(Answer):
 
     def __init__(
         self,
-        generation: Generation,
-        choices: Sequence[ChatChoice],
+        conversation: Conversation,
         vocabulary: Vocabulary,
         *,
         logprobs: bool,
+        prompt_logprobs: int | None = None,
         **common: Any,
     ) -> None:
-        super().__init__(generation, **common)
-        self._choices, self._vocabulary, self._logprobs = choices, vocabulary, logprobs
+        """prompt_logprobs: alternatives to report beside each token of the prompt."""
+        self._conversation, self._choices = conversation, conversation.choices
+        model, usage = conversation.model, conversation.usage
+        super().__init__(conversation.generation, model=model, usage=usage, **common)
+        self._vocabulary, self._logprobs = vocabulary, logprobs
+        self._prompt_logprobs = prompt_logprobs
 
     async def whole(self) -> dict[str, Any]:
-        async for choice, events, delta in self._take():
+        of_prompt: list[TokenLogprob] = []
+        async for choice, events, delta in self._conversation.take():
             choice.events += events
             choice.tokens += delta.logprobs
-        return self.body([self._whole_choice(*pair) for pair in enumerate(self._choices)])
+            of_prompt += delta.prompt_logprobs
+        body = self.body([self._whole_choice(*pair) for pair in enumerate(self._choices)])
+        count = self._prompt_logprobs
+        if count is not None:
+            entries = await asyncio.to_thread(prompt_logprobs, of_prompt, count, self._vocabulary)
+            body["prompt_logprobs"] = entries
+        return body
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        async for choice, events, delta in self._take():
+        async for choice, events, delta in self._conversation.take():
             choice.tokens += delta.logprobs
             for message in self._messages(choice, events):
                 yield self._chunk(choice, message)
@@ -92,15 +62,6 @@ class ChatAnswer(Answer):
                 yield self._chunk(choice, {}, last=True)
         for chunk in self.final_chunks():
             yield chunk
-
-    async def _take(self) -> AsyncIterator[tuple[ChatChoice, list[Event], Delta]]:
-        async for index, delta in self.generation.deltas():
-            choice = self._choices[index]
-            self.usage.count(delta)
-            events = choice.take(delta)
-            if choice.finish_reason is not None:
-                self.generation.stop(index)
-            yield choice, events, delta
 
     def _messages(self, choice: ChatChoice, events: Sequence[Event]) -> list[dict[str, Any]]:
         """The role goes out with the first token, not before: its time is the time to it."""

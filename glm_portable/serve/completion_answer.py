@@ -1,42 +1,90 @@
 """Answers of /v1/completions: plain text, streamed and whole."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glm_portable.engine.types import Delta
 from glm_portable.serve.answer import Answer
 from glm_portable.serve.generation import Generation
-from glm_portable.serve.logprobs import CompletionLogprobs, Vocabulary, joined
+from glm_portable.serve.logprobs import CompletionLogprobs, Vocabulary, joined, prompt_logprobs
+
+
+@dataclass(frozen=True)
+class RawPrompt:
+    """A prompt as it came, or its ids, and what they say."""
+
+    ids: Sequence[int]
+    text: str
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What of the prompt and of the answer a request wants to see.
+
+    logprobs, prompt_logprobs: alternatives beside each token, None for no log probabilities; the
+    second is vLLM's field, OpenAI's own way is `echo` with logprobs. answer False: max_tokens is 0,
+    so the one token that the engine generates at least is left out.
+    """
+
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False
+    answer: bool = True
 
 
 @dataclass
 class CompletionChoice:
-    """One choice in the making; `logprobs` None if they were not asked for."""
+    """One choice in the making."""
 
     index: int
-    logprobs: CompletionLogprobs | None
+    prompt: RawPrompt
+    reported: Reported
+    vocabulary: Vocabulary
     text: list[str] = field(default_factory=list)
     pieces: list[dict[str, list[Any]]] = field(default_factory=list)
+    of_prompt: dict[str, Any] = field(default_factory=dict)
     last: Delta = Delta()
+    begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.logprobs = CompletionLogprobs(self.vocabulary)
 
     def take(self, delta: Delta) -> None:
+        if not self.begun:
+            self.begun = True
+            self._take_prompt(delta)
+        if not self.reported.answer:
+            self.last = replace(delta, finish_reason="length", stop_reason=None)
+            return
         self.last = delta
         self.text.append(delta.text)
-        if self.logprobs is not None and delta.logprobs:
+        if self.reported.logprobs is not None and delta.logprobs:
             self.pieces.append(self.logprobs.take(delta.logprobs))
+
+    def _take_prompt(self, delta: Delta) -> None:
+        reported, tokens = self.reported, delta.prompt_logprobs
+        if reported.echo:
+            self.text.append(self.prompt.text)
+            if reported.logprobs is not None:
+                piece = self.logprobs.prompt(self.prompt.ids, tokens, reported.logprobs)
+                self.pieces.append(piece)
+        if reported.prompt_logprobs is not None:
+            entries = prompt_logprobs(tokens, reported.prompt_logprobs, self.vocabulary)
+            self.of_prompt = {"prompt_logprobs": entries}
 
     def flush(self) -> dict[str, Any]:
         """The choice with what was taken since the last flush."""
         body = {
             "index": self.index,
             "text": "".join(self.text),
-            "logprobs": None if self.logprobs is None else joined(self.pieces),
+            "logprobs": None if self.reported.logprobs is None else joined(self.pieces),
             "finish_reason": self.last.finish_reason,
             "stop_reason": self.last.stop_reason,
         }
         self.text, self.pieces = [], []
-        return body
+        return body | self.of_prompt
 
     @property
     def worth_a_chunk(self) -> bool:
@@ -52,16 +100,18 @@ class CompletionAnswer(Answer):
     def __init__(
         self,
         generation: Generation,
-        count: int,
-        vocabulary: Vocabulary | None,
+        prompts: Sequence[RawPrompt],
+        reported: Reported,
+        vocabulary: Vocabulary,
         **common: Any,
     ) -> None:
-        """`count` choices; with `vocabulary`, logprobs are reported."""
+        """`prompts`: that of each choice."""
         super().__init__(generation, **common)
         self._choices = [
-            CompletionChoice(index, CompletionLogprobs(vocabulary) if vocabulary else None)
-            for index in range(count)
+            CompletionChoice(index, prompt, reported, vocabulary)
+            for index, prompt in enumerate(prompts)
         ]
+        self._counts = reported.answer
 
     async def whole(self) -> dict[str, Any]:
         async for _ in self._take():
@@ -77,6 +127,12 @@ class CompletionAnswer(Answer):
 
     async def _take(self) -> AsyncIterator[CompletionChoice]:
         async for index, delta in self.generation.deltas():
-            self.usage.count(delta)
-            self._choices[index].take(delta)
-            yield self._choices[index]
+            choice = self._choices[index]
+            if self._counts:
+                same_prompt = index > 0 and self._choices[index - 1].prompt is choice.prompt
+                self.usage.count(delta, first=not same_prompt)
+            if delta.prompt_logprobs:  # of up to a whole window
+                await asyncio.to_thread(choice.take, delta)
+            else:
+                choice.take(delta)
+            yield choice

@@ -3,12 +3,15 @@
 import json
 import re
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from glm_portable.errors import UsageError
+from glm_portable.serve.exchange import note_error
 
 CONTEXT_PHRASE = "maximum context length"
 """Clients tell a prompt that is too long from other errors by these words of the engine."""
@@ -43,6 +46,12 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers=self.headers)
 
 
+async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send this error as the whole answer, outside of any endpoint."""
+    note_error(error.code)
+    await error.response()(scope, receive, send)
+
+
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
@@ -50,6 +59,26 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 def unavailable(message: str) -> ApiError:
     """Come back soon: clients and routers retry a 503 after Retry-After."""
     return ApiError(503, message, code="unavailable", headers={"Retry-After": "1"})
+
+
+def unhealthy(message: str) -> ApiError:
+    """The server should get no requests until somebody has looked at it."""
+    return ApiError(503, message, code="unhealthy")
+
+
+def too_many(message: str, code: str, wait_s: float) -> ApiError:
+    """Of one client, or of all of them together; clients send it again after Retry-After."""
+    return ApiError(429, message, code=code, headers={"Retry-After": str(max(1, ceil(wait_s)))})
+
+
+def timed_out(seconds: float) -> ApiError:
+    """Sent again it would take as long; openai-python, which retries a 504, heeds the header."""
+    return ApiError(
+        504,
+        f"The answer took more than {seconds:g} s, this server's limit; ask for fewer tokens.",
+        code="request_timeout",
+        headers={"x-should-retry": "false"},
+    )
 
 
 def internal_error() -> ApiError:

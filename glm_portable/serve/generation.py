@@ -1,21 +1,16 @@
 """The bridge from the engine's thread to the server's event loop."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from glm_portable.engine.core import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams
-from glm_portable.serve.errors import ApiError, internal_error, unavailable
-
-
-class Stats(Protocol):
-    """What the server needs of `EngineStats`."""
-
-    @property
-    def healthy(self) -> bool: ...
+from glm_portable.serve.errors import ApiError, internal_error, timed_out, unavailable
+from glm_portable.serve.exchange import current
+from glm_portable.serve.mailbox import Mailbox
 
 
 class Engine(Protocol):
@@ -26,8 +21,14 @@ class Engine(Protocol):
         prompt_ids: Sequence[int],
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
+        *,
+        name: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Any:
         """Queue a request, whose deltas come on the engine's thread, and return its id.
+
+        name: whose request it is, for the engine's log.
 
         Raises UsageError for one that cannot be served, EngineDraining when it is too late.
         """
@@ -35,16 +36,18 @@ class Engine(Protocol):
     def cancel(self, request_id: Any) -> None:
         """Free a request's pages before the next step; no effect on one that has ended."""
 
-    def stats(self) -> Stats:
+    def stats(self) -> EngineStats:
         """A look at the engine as of now."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One choice to generate."""
+    """One choice to generate. priority, cache_salt: see `glm_portable.engine.engine.Engine`."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
 
 
 class Generation:
@@ -52,34 +55,61 @@ class Generation:
 
     Used as `async with`: whatever has not ended when the block is left, for any reason, is
     cancelled. Deltas wait in a queue of their own, so a slow client never holds the engine; the
-    queue is bounded by the length of the answers.
+    queue is bounded by the length of the answers. before_waiting: called when no delta is left, so
+    that whoever sends them can gather those that came together.
     """
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job], registry: "set[Generation]") -> None:
-        """`registry` holds this object from its start to its end."""
+    def __init__(
+        self,
+        engine: Engine,
+        jobs: Sequence[Job],
+        registry: "set[Generation]",
+        mailbox: Mailbox,
+        timeout_s: float | None = None,
+    ) -> None:
+        """`registry` holds this object from its start to its end. mailbox: of the running loop.
+
+        timeout_s: after which `deltas` raises.
+        """
         self._engine, self._jobs, self._registry = engine, jobs, registry
-        self._loop = asyncio.get_running_loop()
+        self._mailbox, self._timeout_s = mailbox, timeout_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._exchange = current()
+        self._given_up = unavailable(
+            "The server stopped before the answer was complete; send it again."
+        )
         self._queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         self._running: dict[int, Any] = {}
+        self.before_waiting: Callable[[], Awaitable[None]] = _nothing
 
     def start(self) -> None:
         """Submit every job; if one is refused, none runs. Raises the engine's UsageError."""
         self._registry.add(self)
+        name = ""
+        if self._exchange is not None:
+            name = self._exchange.request_id
+            self._exchange.begin([job.prompt_ids for job in self._jobs], self._jobs[0].params)
+        if self._timeout_s is not None:
+            error = timed_out(self._timeout_s)
+            loop = self._mailbox.loop
+            self._timer = loop.call_later(self._timeout_s, self.abort, error)
         try:
             for index, job in enumerate(self._jobs):
                 receive = self._receiver(index)
-                self._running[index] = self._engine.submit(job.prompt_ids, job.params, receive)
+                self._running[index] = self._engine.submit(
+                    job.prompt_ids,
+                    job.params,
+                    receive,
+                    name=name,
+                    priority=job.priority,
+                    cache_salt=job.cache_salt,
+                )
         except BaseException:
             self.cancel()
             raise
 
     def _receiver(self, index: int) -> Callable[[Delta], None]:
-        def receive(delta: Delta) -> None:
-            # The loop is closed only when the server was forced to stop: nobody is waiting then.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, delta))
-
-        return receive
+        return lambda delta: self._mailbox.put(self._queue.put_nowait, (index, delta))
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """(choice, delta) as they come, until every choice has ended.
@@ -87,10 +117,14 @@ class Generation:
         Raises ApiError when the engine failed or gave up a choice.
         """
         while self._running:
+            if self._queue.empty():
+                await self.before_waiting()
             index, delta = await self._queue.get()
             if index not in self._running:
                 continue
-            _raise_failure(delta)
+            if self._exchange is not None:
+                self._exchange.count(delta)
+            self._raise_failure(delta)
             if delta.finish_reason is not None:
                 del self._running[index]
             yield index, delta
@@ -103,13 +137,24 @@ class Generation:
     def cancel(self) -> None:
         """End every choice."""
         self._registry.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
         for index in list(self._running):
             self.stop(index)
 
-    def abort(self) -> None:
-        """Make `deltas` raise: the server cannot wait for the rest."""
+    def abort(self, error: ApiError | None = None) -> None:
+        """Make `deltas` raise this: the server cannot wait for the rest."""
+        self._given_up = error or self._given_up
         for index in self._running:
             self._queue.put_nowait((index, Delta(finish_reason="abort")))
+
+    def _raise_failure(self, delta: Delta) -> None:
+        if delta.finish_reason == "abort":
+            raise self._given_up
+        if delta.finish_reason == "error":
+            raise (
+                ApiError(500, delta.error, code="engine_error") if delta.error else internal_error()
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -123,8 +168,5 @@ class Generation:
         self.cancel()
 
 
-def _raise_failure(delta: Delta) -> None:
-    if delta.finish_reason == "abort":
-        raise unavailable("The server stopped before the answer was complete; send it again.")
-    if delta.finish_reason == "error":
-        raise ApiError(500, delta.error, code="engine_error") if delta.error else internal_error()
+async def _nothing() -> None:
+    pass

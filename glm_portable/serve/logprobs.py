@@ -31,17 +31,52 @@ def _chat_entry(token_id: int, logprob: float, vocabulary: Vocabulary) -> dict[s
     return {"token": text, "logprob": max(logprob, LOWEST), "bytes": list(raw)}
 
 
+def prompt_logprobs(
+    tokens: Sequence[TokenLogprob], count: int, vocabulary: Vocabulary
+) -> list[dict[str, Any] | None]:
+    """vLLM's field: an entry a prompt token, the first null; the others by token id."""
+
+    def entry(token_id: int, logprob: float, rank: int | None) -> dict[str, Any]:
+        text = vocabulary.token_bytes(token_id).decode(errors="replace")
+        return {"logprob": max(logprob, LOWEST), "rank": rank, "decoded_token": text}
+
+    found: list[dict[str, Any] | None] = [None]
+    for token in tokens:
+        ranked = enumerate(token.top[:count], start=1)
+        top = {str(i): entry(i, logprob, rank) for rank, (i, logprob) in ranked}
+        own = {str(token.token_id): entry(token.token_id, token.logprob, token.rank)}
+        found.append(own | top)
+    return found
+
+
 class CompletionLogprobs:
     """The `logprobs` of a text completion, in pieces as the tokens come.
 
-    Alternatives are keyed by token text; a part of a character is written bytes:\\xe2\\x80, so
-    that two such tokens do not collide. `text_offset` counts characters from the first generated.
+    Alternatives are keyed by token text; a part of a character is written bytes:\\xe2\\x80, and
+    an id without text token_id:151400, so that two such tokens do not collide. `text_offset`
+    counts characters of the choice's text.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
+
+    def prompt(
+        self, prompt_ids: Sequence[int], tokens: Sequence[TokenLogprob], count: int
+    ) -> dict[str, list[Any]]:
+        """The four lists for an echoed prompt, of whose first token nothing is known.
+
+        count: of the alternatives of `tokens`, how many to show.
+        """
+        first: dict[str, list[Any]] = {
+            "tokens": [self._text(prompt_ids[0])],
+            "token_logprobs": [None],
+            "top_logprobs": [None],
+            "text_offset": [self._advance(prompt_ids[0])],
+        }
+        shown = [TokenLogprob(t.token_id, t.logprob, t.top[:count]) for t in tokens]
+        return joined([first, self.take(shown)])
 
     def take(self, tokens: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
         """The four lists for these tokens."""
@@ -59,6 +94,8 @@ class CompletionLogprobs:
 
     def _text(self, token_id: int) -> str:
         raw = self._vocabulary.token_bytes(token_id)
+        if not raw:
+            return f"token_id:{token_id}"
         try:
             return raw.decode()
         except UnicodeDecodeError:

@@ -3,26 +3,31 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from glm_portable.errors import UsageError
-from glm_portable.serve.answer import Answer
+from glm_portable.serve import conversation
 from glm_portable.serve.body import read
-from glm_portable.serve.chat import Prompt
-from glm_portable.serve.chat_answer import ChatAnswer, ChatChoice
-from glm_portable.serve.completion_answer import CompletionAnswer
+from glm_portable.serve.chat_answer import ChatAnswer
+from glm_portable.serve.completion_answer import CompletionAnswer, RawPrompt, Reported
 from glm_portable.serve.errors import from_usage_error
-from glm_portable.serve.forced_call import choose
+from glm_portable.serve.exchange import note_error
 from glm_portable.serve.generation import Job
 from glm_portable.serve.openapi import describe
-from glm_portable.serve.parsing import Parser
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
 from glm_portable.serve.service import Service
-from glm_portable.serve.streaming import ClientGone, EventStream, encode, unless_disconnected
-from glm_portable.serve.tools import openings
+from glm_portable.serve.streaming import (
+    CLIENT_GONE,
+    ClientGone,
+    Streamable,
+    encode,
+    unless_disconnected,
+)
+from glm_portable.serve.structured.answers import constrain_text
 from glm_portable.serve.usage import Usage
 
 
@@ -60,59 +65,31 @@ def router(service: Service) -> APIRouter:
 
 
 async def respond(
-    request: Request, starting: Coroutine[Any, Any, Answer], stream: bool | None
+    request: Request, starting: Coroutine[Any, Any, Streamable], stream: bool | None
 ) -> Response:
     """Start an answer and send it; if the client goes away, whatever runs for it ends."""
     try:
         answer = await unless_disconnected(request.receive, starting)
         if stream:
-            return EventStream(answer.generation, answer.chunks())
+            return answer.stream(answer.generation, answer.chunks())
         async with answer.generation:
             whole = await unless_disconnected(request.receive, answer.whole())
     except ClientGone:
+        note_error(CLIENT_GONE)
         return Response(status_code=499)  # nobody gets it
-    return Response(encode(whole), media_type="application/json")
+    # Off the loop: the log probabilities of a long prompt are many megabytes.
+    return Response(await asyncio.to_thread(encode, whole), media_type="application/json")
 
 
 async def start_chat(service: Service, request: ChatRequest) -> ChatAnswer:
     """Render the conversation and start its choices. Raises ApiError."""
-    model = service.model(request.model)
-    params = sampling_params(request, service.settings.sampling)
-    forced = openings(request.choice, service.call_format, request.tools or ())
-    prompt = await asyncio.to_thread(_render, service, request, bool(forced))
-    opening = await choose(service, prompt.token_ids, params, forced)
-    ids, prefix = prompt.token_ids + opening, service.tokenizer.decode(opening)
-    choices = list(for_each_choice(params, request.n or 1))
     return ChatAnswer(
-        service.generate([Job(ids, params) for params in choices]),
-        [_choice(request, prompt, prefix) for _ in choices],
+        await conversation.start(service, request),
         service.tokenizer,
         logprobs=bool(request.logprobs),
-        model=model,
-        usage=Usage([ids]),
+        prompt_logprobs=request.prompt_logprobs,
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
-    )
-
-
-def _render(service: Service, request: ChatRequest, forced: bool) -> Prompt:
-    tools = None if request.choice.mode == "none" else list(request.tools or ())
-    options = request.template_options
-    if forced:  # the call begins at once
-        options = {name: on for name, on in options.items() if name != "thinking"}
-        options["enable_thinking"] = False
-    try:
-        return service.chat.encode(request.messages, tools, chat_template_kwargs=options)
-    except UsageError as error:
-        raise from_usage_error(error) from None
-
-
-def _choice(request: ChatRequest, prompt: Prompt, prefix: str) -> ChatChoice:
-    tools = request.tools if request.choice.mode != "none" else None
-    return ChatChoice(
-        Parser(tools, starts_in_reasoning=prompt.starts_in_reasoning, thinking=prompt.thinking),
-        prefix=prefix,
-        single_call=request.choice.mode == "named" or request.parallel_tool_calls is False,
     )
 
 
@@ -120,24 +97,36 @@ async def start_completion(service: Service, request: CompletionRequest) -> Comp
     """Encode the prompts and start their choices: n of the first, n of the second, ..."""
     model = service.model(request.model)
     prompts = await asyncio.to_thread(_encode, service, request.prompt)
-    params = sampling_params(request, service.settings.sampling)
-    jobs = [Job(ids, p) for ids in prompts for p in for_each_choice(params, request.n or 1)]
+    grammar = await constrain_text(service.grammars, request.format)
+    params = replace(sampling_params(request, service.settings.sampling), grammar=grammar)
+    choices = [(prompt, p) for prompt in prompts for p in for_each_choice(params, request.n or 1)]
+    reported = Reported(
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+        echo=bool(request.echo),
+        answer=request.max_tokens != 0,
+    )
+    jobs = [Job(prompt.ids, params, **request.scheduling) for prompt, params in choices]
     return CompletionAnswer(
         service.generate(jobs),
-        len(jobs),
-        None if request.logprobs is None else service.tokenizer,
+        [prompt for prompt, _ in choices],
+        reported,
+        service.tokenizer,
         model=model,
-        usage=Usage(prompts),
+        usage=Usage([prompt.ids for prompt in prompts]),
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
     )
 
 
-def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[RawPrompt]:
     """Raw prompts: control tokens in them are meant, unlike those in chat messages."""
+    tokenizer = service.tokenizer
     try:
         return [
-            service.tokenizer.encode_template(prompt) if isinstance(prompt, str) else prompt
+            RawPrompt(tokenizer.encode_template(prompt), prompt)
+            if isinstance(prompt, str)
+            else RawPrompt(prompt, tokenizer.text_of(prompt))
             for prompt in prompts
         ]
     except UsageError as error:

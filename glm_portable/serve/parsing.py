@@ -116,6 +116,11 @@ class Parser:
         self._call: Arguments | None = None
         self._key: list[str] = []
 
+    @property
+    def reasoning(self) -> bool:
+        """Whether what comes next belongs to the thinking, as far as is known."""
+        return self._kind is Reasoning or (self._state == self._start and self._starts_in_reasoning)
+
     def feed(self, text: str) -> list[Event]:
         """Take the next piece of generated text; return what it settled."""
         self._buffer += text

@@ -20,10 +20,7 @@ class PlainText:
     def __init__(self, request: Any, control_tokens: Iterable[str], tags: Iterable[str]) -> None:
         heads = sorted({token[0] for token in control_tokens})
         free = _unused(request)
-        # A tag is left whole, because templates look for <think> and </think>.
-        skip = "|".join(re.escape(tag) for tag in sorted(tags, key=len, reverse=True) if tag)
-        head = "".join(map(re.escape, heads))
-        self._heads = re.compile(f"(?!{skip})[{head}]" if skip else f"[{head}]")
+        self._heads = re.compile("|".join(_head(head, tags) for head in heads) or "(?!)")
         self._stand_in = {head: chr(next(free)) for head in heads}
         self._original = {}
         for character, stand_in in self._stand_in.items():
@@ -44,6 +41,16 @@ class PlainText:
     def restore(self, text: str) -> str:
         """Text as it was before `protect`."""
         return self._stand_ins.sub(lambda found: self._original[found.group()], text)
+
+
+def _head(head: str, tags: Iterable[str]) -> str:
+    """A pattern for a first character, but not of a tag: templates look for <think> and </think>.
+
+    The character stands in front, so that re finds it several times as fast as behind a condition: a
+    megabyte is searched without letting other threads run.
+    """
+    rests = sorted(re.escape(tag[1:]) for tag in tags if tag.startswith(head))
+    return re.escape(head) + (f"(?!{'|'.join(rests)})" if rests else "")
 
 
 def _unused(request: Any) -> Iterator[int]:

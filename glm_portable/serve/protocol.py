@@ -5,6 +5,7 @@ answer and is not implemented is refused by name.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,6 +17,9 @@ from pydantic import (
 
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
+    MAX_SALT_LENGTH,
+    WHOLE,
+    Anything,
     Biases,
     Choices,
     Count,
@@ -23,18 +27,21 @@ from glm_portable.serve.fields import (
     LogprobCount,
     Messages,
     PositiveCount,
+    Priority,
     Prompts,
+    ResponseFormat,
     Seed,
     Stops,
     TokenId,
 )
+from glm_portable.serve.structured.formats import FORMAT_FIELDS, Format, format_of
 from glm_portable.serve.tools import Choice, ToolChoice, Tools
 
 _UNSUPPORTED = (
-    *("audio", "echo", "suffix", "prompt_embeds", "prompt_logprobs", "use_beam_search"),
-    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
+    *("audio", "suffix", "prompt_embeds", "use_beam_search"),
     *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
+    "continue_final_message",
 )
 
 
@@ -59,16 +66,28 @@ class Request(Strict):
     min_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Integer, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     logit_bias: Biases = None
     seed: Seed | None = None
     stop: Stops = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
+    prompt_logprobs: LogprobCount | None = None
+    priority: Priority | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
+    response_format: ResponseFormat = None
+    structured_outputs: Anything = None
+    guided_json: Anything = None
+    guided_regex: Anything = None
+    guided_choice: Anything = None
+    guided_grammar: Anything = None
+    json_schema: Anything = None
+    regex: Anything = None
+    ebnf: Anything = None
 
     @model_validator(mode="before")
     @classmethod
@@ -80,7 +99,6 @@ class Request(Strict):
                     raise ValueError(
                         f"has {name}, which this version does not support; leave it out"
                     )
-            _check_response_format(body.get("response_format"))
         return body
 
     @model_validator(mode="after")
@@ -88,6 +106,27 @@ class Request(Strict):
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("has a best_of other than n, which this version does not support")
         return self
+
+    @model_validator(mode="after")
+    def _check_prompt_logprobs(self) -> "Request":
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("has prompt_logprobs with stream, but chunks have no place for them")
+        return self
+
+    @model_validator(mode="after")
+    def _check_format(self) -> "Request":
+        assert self.format is None or self.format.field
+        return self
+
+    @cached_property
+    def format(self) -> Format | None:
+        """What the answer must be. Raises ApiError."""
+        return format_of({name: getattr(self, name) for name in FORMAT_FIELDS})
+
+    @property
+    def scheduling(self) -> dict[str, Any]:
+        """What a `Job` takes beside the prompt and the sampling."""
+        return {"priority": self.priority or 0, "cache_salt": self.cache_salt or ""}
 
     @property
     def include_usage(self) -> bool:
@@ -100,18 +139,11 @@ class Request(Strict):
         )
 
 
-def _check_response_format(value: Any) -> None:
-    kind = value.get("type") if isinstance(value, Mapping) else value
-    if kind not in (None, "text"):
-        raise ValueError(
-            "asks for a response_format other than text, which this version does not support yet"
-        )
-
-
 class Thinking(Strict):
-    """The thinking switch as Z.ai's own API has it."""
+    """The thinking switch as Z.ai's own API has it. clear_thinking: of earlier turns (GLM-4.7)."""
 
     type: Literal["enabled", "disabled"] = "enabled"
+    clear_thinking: bool | None = None
 
 
 class ChatRequest(Request):
@@ -154,6 +186,10 @@ class ChatRequest(Request):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
+    def prompt_logprob_count(self) -> int | None:
+        return self.prompt_logprobs
+
+    @property
     def template_options(self) -> dict[str, Any]:
         """Thinking may be switched in three ways; chat_template_kwargs wins."""
         options: dict[str, Any] = {}
@@ -161,6 +197,7 @@ class ChatRequest(Request):
             options["enable_thinking"] = False
         if self.thinking is not None:
             options["enable_thinking"] = self.thinking.type == "enabled"
+            options["clear_thinking"] = self.thinking.clear_thinking
         return options | (self.chat_template_kwargs or {})
 
 
@@ -168,7 +205,9 @@ class CompletionRequest(Request):
     """POST /v1/completions"""
 
     prompt: Prompts
+    max_tokens: Count | None = None
     logprobs: LogprobCount | None = None
+    echo: bool | None = None
 
     @model_validator(mode="after")
     def _check_choices(self) -> "CompletionRequest":
@@ -178,9 +217,15 @@ class CompletionRequest(Request):
 
     @property
     def output_limit(self) -> int:
-        """The API's default for this endpoint is 16 tokens."""
-        return self.max_tokens or 16
+        """The API's default for this endpoint is 16 tokens. The engine generates at least one."""
+        return 16 if self.max_tokens is None else max(1, self.max_tokens)
 
     @property
     def logprob_count(self) -> int | None:
         return self.logprobs
+
+    @property
+    def prompt_logprob_count(self) -> int | None:
+        """Alternatives for the tokens of the prompt, which `echo` reports like generated ones."""
+        counts = (self.logprobs if self.echo else None), self.prompt_logprobs
+        return max((count for count in counts if count is not None), default=None)

@@ -26,7 +26,10 @@ def sampling_params(
         given["stop_token_ids"] = tuple(request.stop_token_ids)
     if request.output_limit is not None:
         given["max_tokens"] = request.output_limit
-    return replace(defaults, logprobs=request.logprob_count, **given)
+    asked_of_prompt = request.prompt_logprob_count
+    return replace(
+        defaults, logprobs=request.logprob_count, prompt_logprobs=asked_of_prompt, **given
+    )
 
 
 def for_each_choice(params: SamplingParams, n: int) -> Iterator[SamplingParams]:

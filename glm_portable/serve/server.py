@@ -1,19 +1,16 @@
-"""The server process: binding, time limits for slow clients, and an orderly end."""
+"""The server process: binding, and an orderly end."""
 
-import asyncio
 import logging
 import socket
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from glm_portable.errors import UsageError
 from glm_portable.serve.app import create_app
+from glm_portable.serve.connections import limited_protocol
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
 
@@ -39,6 +36,15 @@ def bind(settings: ServerSettings) -> socket.socket:
     return sock
 
 
+def listen(sock: socket.socket, settings: ServerSettings) -> None:
+    """Accept connections from now on. Raises UsageError if another program does so already."""
+    try:
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        raise _cannot_bind(settings, error) from None
+
+
 def _cannot_bind(settings: ServerSettings, error: OSError) -> UsageError:
     return UsageError(
         f"cannot listen on {settings.host} port {settings.port} ({error.strerror}): "
@@ -58,12 +64,12 @@ def run(
     """
     server = Server(service, on_ready)
     sock = sock or bind(service.settings)
+    listen(sock, service.settings)
     try:
-        sock.listen(2048)
-    except OSError as error:
-        sock.close()
-        raise _cannot_bind(service.settings, error) from None
-    server.run(sockets=[sock])
+        server.run(sockets=[sock])
+    finally:
+        if service.tracing is not None:
+            service.tracing.close()
     return 1 if server.cut_off else 0
 
 
@@ -74,7 +80,7 @@ class Server(uvicorn.Server):
         settings = service.settings
         config = uvicorn.Config(
             create_app(service),
-            http=limited_protocol(settings.header_timeout_s, settings.body_timeout_s),
+            http=limited_protocol(settings),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -82,6 +88,8 @@ class Server(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=_FLUSH_S,
+            ssl_certfile=settings.ssl_certfile,
+            ssl_keyfile=settings.ssl_keyfile,
         )
         super().__init__(config)
         self._service, self._on_ready = service, on_ready
@@ -91,7 +99,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         host, port = (sockets or [])[0].getsockname()[:2]
-        self._on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        scheme = "https" if self.config.is_ssl else "http"
+        self._on_ready(
+            f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once."""
@@ -119,54 +130,3 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
         await super().shutdown(sockets)
-
-
-def limited_protocol(header_timeout_s: float, body_timeout_s: float) -> type[H11Protocol]:
-    """uvicorn's protocol, which alone waits forever, with time limits for sending a request.
-
-    A connection is closed when a request's headers, or after them its body, take longer than this.
-    h11 itself limits the headers to 64 KiB.
-    """
-    limits: dict[object, float] = {h11.IDLE: header_timeout_s, h11.SEND_BODY: body_timeout_s}
-
-    class LimitedProtocol(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
-        _timed: object = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._clear()
-            super().connection_lost(exc)
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
-                self._clear()  # nothing has begun: the keep-alive timer watches it
-            else:
-                self._watch()
-
-        def _watch(self) -> None:
-            state = self.conn.their_state
-            if state is not self._timed:
-                self._clear()
-                if state in limits:
-                    self._timed = state
-                    self._timer = self.loop.call_later(limits[state], self._expire)
-
-        def _clear(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._timed = None
-
-        def _expire(self) -> None:
-            log.info("closing a connection: its client sends a request too slowly")
-            self.transport.close()
-
-    return LimitedProtocol

@@ -1,14 +1,27 @@
 """What the endpoints share: the model's parts, the settings, and whether requests are welcome."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from glm_portable.engine.engine import EngineDraining
 from glm_portable.errors import UsageError
 from glm_portable.serve.chat import ChatTemplate, Format
-from glm_portable.serve.errors import ApiError, from_usage_error, unavailable
+from glm_portable.serve.errors import (
+    ApiError,
+    from_usage_error,
+    too_many,
+    unavailable,
+    unhealthy,
+)
+from glm_portable.serve.exchange import current
 from glm_portable.serve.generation import Engine, Generation, Job
+from glm_portable.serve.mailbox import Mailbox
+from glm_portable.serve.request_metrics import RequestMetrics
+from glm_portable.serve.self_test import PARAMS, TEXT, SelfTest
 from glm_portable.serve.settings import ServerSettings
+from glm_portable.serve.structured.compiler import Compiler
+from glm_portable.serve.tracing import Tracing
 from glm_portable.tokenizer import Tokenizer
 
 
@@ -17,6 +30,8 @@ class Service:
     """A model being served. `running` and `draining` are touched on the event loop alone.
 
     max_model_len: tokens of prompt and answer together. call_format: how the model writes calls.
+    observed: the engine's observer, if it has one. cache_config: what /metrics says of the cache.
+    tracing: None if there is none.
     """
 
     engine: Engine
@@ -25,27 +40,53 @@ class Service:
     call_format: Format
     max_model_len: int
     settings: ServerSettings
+    observed: RequestMetrics | None = None
+    cache_config: Mapping[str, str] = field(default_factory=dict)
+    tracing: Tracing | None = None
     draining: bool = False
     running: set[Generation] = field(default_factory=set)
+    _mailbox: Mailbox | None = None
+    grammars: Compiler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.grammars = Compiler(self.tokenizer)
+        room = self.max_model_len - (PARAMS.max_tokens or 0)
+        self.self_test = SelfTest(self.tokenizer.encode(TEXT)[: max(1, room)])
 
     def admit(self) -> None:
-        """Raises ApiError (503) when the server takes no more requests."""
-        if self.draining:
-            raise unavailable("The server is shutting down.")
+        """Raises ApiError when the server takes no more requests: 503, or 429 for now."""
+        self.check_draining()
+        self._check_queue()
+
+    def _check_queue(self) -> None:
+        most = self.settings.max_queue
+        if most is not None and self.engine.stats().waiting >= most:
+            message = f"{most} requests are waiting already, this server's limit; send it again."
+            raise too_many(message, "queue_full", 1)
 
     def check_health(self) -> None:
         """Raises ApiError (503) when the server should get no requests.
 
         An engine that failed repeatedly is still tried when one comes: a good step heals it.
         """
-        self.admit()
+        self.check_draining()
         if not self.engine.stats().healthy:
-            raise ApiError(503, "The engine failed several times in a row.", code="unhealthy")
+            raise unhealthy("The engine failed several times in a row.")
+        if self.self_test.failure is not None:
+            raise unhealthy(self.self_test.failure)
+
+    def check_draining(self) -> None:
+        """Raises ApiError (503) when the server is ending."""
+        if self.draining:
+            raise unavailable("The server is shutting down.")
 
     def model(self, name: str | None) -> str:
         """The name to answer under. Raises ApiError (404) for a model that is not served."""
         names = self.settings.served_model_names
         if name is None or name in names:
+            exchange = current()
+            if exchange is not None:
+                exchange.model = name or names[0]
             return name or names[0]
         raise ApiError(
             404,
@@ -56,7 +97,14 @@ class Service:
 
     def generate(self, jobs: Sequence[Job]) -> Generation:
         """Start the choices of one request. Raises ApiError if the engine refuses one."""
-        generation = Generation(self.engine, jobs, self.running)
+        self._check_queue()  # again: others came while the request was read and rendered
+        generation = Generation(
+            self.engine,
+            jobs,
+            self.running,
+            self._current_mailbox(),
+            self.settings.request_timeout_s,
+        )
         try:
             generation.start()
         except UsageError as error:
@@ -64,6 +112,12 @@ class Service:
         except EngineDraining as error:
             raise unavailable(str(error)) from None
         return generation
+
+    def _current_mailbox(self) -> Mailbox:
+        loop = asyncio.get_running_loop()
+        if self._mailbox is None or self._mailbox.loop is not loop:
+            self._mailbox = Mailbox(loop)
+        return self._mailbox
 
     def abort(self) -> None:
         """End every running request with an error its client can see."""

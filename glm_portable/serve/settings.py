@@ -1,6 +1,8 @@
 """How the server is set up; every field is a flag of `glm-portable serve`."""
 
+import ssl
 from dataclasses import dataclass
+from pathlib import Path
 
 from glm_portable.engine.types import SamplingParams
 from glm_portable.errors import UsageError
@@ -11,10 +13,14 @@ class ServerSettings:
     """Settings of the HTTP server. Durations are seconds.
 
     served_model_names: what requests may call the model; the first is what answers call it.
-    api_keys: any of them opens every path but the page at /, /health, /version and /openapi.json;
-    none: all are open.
+    api_keys: any of them opens every path but those of `middleware.OPEN_PATHS`; none: all are open.
     allowed_origins: web pages (CORS) that may call the server; "*" for all.
     header_timeout_s, body_timeout_s: a client slower than this is disconnected.
+    write_timeout_s: so is one that takes nothing of its answer for so long.
+    request_timeout_s: an answer that takes longer ends in an error; None for no limit.
+    max_queue: waiting requests above which new ones get 429; None for no limit.
+    rate_limit: requests a minute of one API key, or of one address; None for no limit.
+    ssl_certfile, ssl_keyfile: PEM files; with them the server speaks HTTPS.
     drain_grace_s: after SIGTERM, how long running requests may take to finish.
     sampling: for what a request leaves out (a checkpoint's generation_config.json).
     """
@@ -27,7 +33,13 @@ class ServerSettings:
     max_body_bytes: int = 16 * 2**20
     header_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
+    write_timeout_s: float = 60.0
     keep_alive_s: int = 5
+    request_timeout_s: float | None = None
+    max_queue: int | None = None
+    rate_limit: int | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
     drain_grace_s: float = 30.0
     sampling: SamplingParams = SamplingParams()
 
@@ -38,3 +50,28 @@ class ServerSettings:
             raise UsageError("an API key is empty: give a non-empty key, or none to serve openly.")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port {self.port} is not between 0 and 65535.")
+        for name in ("max_body_bytes", "header_timeout_s", "body_timeout_s", "write_timeout_s"):
+            self._check_positive(name)
+        for name in ("request_timeout_s", "max_queue", "rate_limit"):
+            if getattr(self, name) is not None:
+                self._check_positive(name)
+        self._check_certificate()
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if not 0 < value < float("inf"):
+            raise UsageError(f"{name} is {value}; it must be above 0.")
+
+    def _check_certificate(self) -> None:
+        if self.ssl_certfile is None and self.ssl_keyfile is None:
+            return
+        if self.ssl_certfile is None or self.ssl_keyfile is None:
+            raise UsageError("TLS needs both --ssl-certfile and --ssl-keyfile.")
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
+        except OSError as error:  # SSLError is one too
+            reason = error.strerror or "not a certificate and its key"
+            raise UsageError(
+                f"{self.ssl_certfile} and {self.ssl_keyfile} cannot be used for TLS: {reason}."
+            ) from None

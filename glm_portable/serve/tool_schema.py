@@ -46,7 +46,7 @@ class ToolSchema:
         if types == _STRING:
             return quote(text)
         bare = text.strip(SPACE)
-        kinds = _kinds_of_json(bare)
+        kinds = kinds_of_json(bare)
         if not kinds or ("string" in types and not kinds & (types - _STRING)):
             return quote(text)
         return bare
@@ -161,7 +161,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _kinds_of_json(text: str) -> frozenset[str]:
+def kinds_of_json(text: str) -> frozenset[str]:
     """The JSON types of a text, empty if it is none (NaN and absurd depth included)."""
     try:
         return _kinds(json.loads(text, parse_constant=_refuse_constant))

@@ -1,16 +1,14 @@
 """The `tools` and `tool_choice` of a request."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import PlainValidator, WithJsonSchema
 
-from glm_portable.serve.chat import Format
-from glm_portable.serve.parsing import CALL, END_CALL, KEY
-
 MAX_TOOLS = 512
-_NAME = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": r"^[^\s<>]+$"}
+_NAME_PATTERN = r"^[^\s\x1c-\x1f\x85<>]+$"
+"""What Python calls whitespace, in any dialect of patterns."""
+_NAME = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": _NAME_PATTERN}
 
 
 @dataclass(frozen=True)
@@ -110,26 +108,3 @@ ToolChoice = Annotated[
     PlainValidator(_choice),
     WithJsonSchema({"anyOf": [_WORDS, _NAMED_SCHEMA]}),
 ]
-
-
-def openings(choice: Choice, call_format: Format, tools: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The beginnings of a call that a forced choice allows, after a prompt that closed thinking.
-
-    Each goes up to what ends the name, so that the model cannot go on with it: GLM-4.5 ends it by
-    a newline, GLM-4.7 by the first argument or the end of the call.
-    """
-    functions = [tool["function"] for tool in tools] if choice.forced else []
-    found: dict[str, None] = {}
-    for function in functions:
-        name = function["name"]
-        if choice.name in (None, name):
-            ends = ["\n"] if call_format == "glm45" else _glm47_ends(function.get("parameters"))
-            lead = "\n" if call_format == "glm45" else ""
-            found |= dict.fromkeys(f"{lead}{CALL}{name}{end}" for end in ends)
-    return list(found)
-
-
-def _glm47_ends(parameters: Mapping[str, Any] | None) -> list[str]:
-    if not parameters or parameters.get("properties") == {}:
-        return [END_CALL]
-    return [KEY] if parameters.get("required") else [KEY, END_CALL]

@@ -14,6 +14,7 @@ from glm_portable import ops
 from glm_portable.config import ModelConfig
 from glm_portable.engine.core import EngineCore
 from glm_portable.engine.limits import EngineLimits
+from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.request import OnDelta, Request
 from glm_portable.engine.sampling import RowSampler
 from glm_portable.engine.scheduler import Sequence as TokenSequence
@@ -135,8 +136,8 @@ class WordStream:
         return waiting
 
 
-def limits(**overrides: int) -> EngineLimits:
-    usual = {
+def limits(**overrides: Any) -> EngineLimits:
+    usual: dict[str, Any] = {
         "max_model_len": 64,
         "max_num_seqs": 8,
         "max_num_batched_tokens": 64,
@@ -159,8 +160,9 @@ def request(
         eos_ids=eos,
         text=AnswerText(WordStream(), params.stop),
         row=RowSampler(params, params.seed or 0, eos, prompt, VOCAB),
+        prompt_logprobs=PromptLogprobs.of(prompt, params.prompt_logprobs, VOCAB),
     )
 
 
-def core(model: FakeModel, **overrides: int) -> EngineCore:
+def core(model: FakeModel, **overrides: Any) -> EngineCore:
     return EngineCore(model, limits(**overrides), VOCAB)

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from glm_portable.engine import limits
-from glm_portable.engine.limits import EngineLimits, default_limits, page_bytes
+from glm_portable.engine.limits import EngineLimits, default_limits, page_bytes, step_shape
 from glm_portable.errors import UsageError
 from glm_portable.ops import KVCache
 from tests.engine.fake_model import config
@@ -62,8 +63,9 @@ def test_a_window_above_the_models_is_refused() -> None:
 
 @pytest.mark.parametrize("field", ["max_num_seqs", "max_num_batched_tokens", "max_model_len"])
 def test_limits_below_one_are_refused(field: str) -> None:
+    numbers: Any = {field: 0}
     with pytest.raises(UsageError, match=f"{field} is 0; it must be at least"):
-        default_limits(CONFIG, 2, memory_bytes=2**50, **{field: 0})
+        default_limits(CONFIG, 2, memory_bytes=2**50, **numbers)
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,10 +76,48 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(limits._cgroup_memory(tmp_path)) == []
     (tmp_path / "memory.max").write_text("1000\n")
     assert list(limits._cgroup_memory(tmp_path)) == [700]
-    monkeypatch.setattr(limits, "_machine_memory", lambda: 500)
+    assert list(limits._cgroup_limit(tmp_path)) == [1000]
+    monkeypatch.setattr(limits, "_machine_memory", lambda field: 500)
     monkeypatch.setattr(limits, "_cgroup_memory", lambda _: iter([200]))
     assert limits.available_memory() == 200
+    monkeypatch.setattr(limits, "_cgroup_limit", lambda _: iter([300]))
+    assert limits.total_memory() == 300
 
 
 def test_memory_of_this_machine_is_plausible() -> None:
-    assert 2**20 < limits.available_memory() < 2**50
+    assert 2**20 < limits.available_memory() <= limits.total_memory() < 2**50
+
+
+def test_a_step_has_a_token_for_each_sequence() -> None:
+    shape = step_shape(CONFIG, max_num_batched_tokens=64)
+    assert (shape.max_num_seqs, shape.max_num_batched_tokens) == (64, 64)
+    assert step_shape(CONFIG, max_num_seqs=3000).max_num_batched_tokens == 3000
+    with pytest.raises(UsageError, match="max_num_seqs 65 exceeds max_num_batched_tokens 64"):
+        step_shape(CONFIG, max_num_batched_tokens=64, max_num_seqs=65)
+
+
+def test_without_chunks_a_step_holds_the_longest_prompt() -> None:
+    long = replace(CONFIG, max_position_embeddings=5000)
+    made = default_limits(long, 2, memory_bytes=2**50, enable_chunked_prefill=False)
+    assert made.max_num_batched_tokens == 5000
+    with pytest.raises(UsageError, match="max_num_batched_tokens is 4000 and max_model_len 5000"):
+        default_limits(
+            long, 2, memory_bytes=2**50, enable_chunked_prefill=False, max_num_batched_tokens=4000
+        )
+
+
+def test_a_policy_is_known() -> None:
+    with pytest.raises(UsageError, match="scheduling_policy 'lifo' is not one of fcfs, priority"):
+        EngineLimits(10, 1, 1, 1, scheduling_policy="lifo")
+
+
+def test_pages_may_be_counted_by_hand() -> None:
+    made = default_limits(CONFIG, 2, memory_bytes=1, num_pages=63)
+    assert made.num_pages == 63
+    with pytest.raises(UsageError, match="62 pages .* hold 992 tokens, less than one window"):
+        default_limits(CONFIG, 2, memory_bytes=1, num_pages=62)
+
+
+def test_a_refusal_says_how_the_memory_came_about_and_how_to_have_more() -> None:
+    with pytest.raises(UsageError, match=r"are available \(all\); lower max_model_len or sell"):
+        default_limits(CONFIG, 2, memory_bytes=-5, account="all", advice="sell")

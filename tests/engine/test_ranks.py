@@ -39,6 +39,17 @@ class Recorder:
         self.asked.append(hidden_TD.shape)
         return hidden_TD
 
+    def mtp_forward(
+        self, next_ids_T: Tensor, hidden_TD: Tensor, step: Step, caches: Sequence[KVCache]
+    ) -> tuple[Tensor, Tensor]:
+        self.asked.append((next_ids_T, step))
+        self.asked.append(hidden_TD.shape)
+        return hidden_TD, hidden_TD
+
+    def mtp_logits(self, hidden_TD: Tensor) -> Tensor:
+        self.asked.append(("mtp", hidden_TD.shape))
+        return hidden_TD
+
 
 class Ended(Exception):
     pass
@@ -60,13 +71,20 @@ def test_the_others_repeat_every_call() -> None:
     caches = leader.allocate(7, 16)
     hidden = leader.forward(torch.arange(5), STEP, caches)
     leader.logits(hidden[[1, 4]])
+    leader.mtp_logits(leader.mtp_forward(torch.arange(5, 10), hidden, STEP, caches)[0][[3]])
     ours.send((END,))
     thread.join(30)
     assert not thread.is_alive()
     assert leading.asked[0] == following.asked[0] == (7, 16)
     assert leading.asked[2] == following.asked[2] == (2, 8)
-    ids, step = following.asked[1]
-    assert torch.equal(ids, torch.arange(5))
+    assert leading.asked[4:] == following.asked[4:] == [(5, 8), ("mtp", (1, 8))]
+    same_step(following.asked[1], torch.arange(5))
+    same_step(following.asked[3], torch.arange(5, 10))
+
+
+def same_step(told_of: tuple[Tensor, Step], expected: Tensor) -> None:
+    ids, step = told_of
+    assert torch.equal(ids, expected)
     for field in fields(Step):
         told, meant = getattr(step, field.name), getattr(STEP, field.name)
         if isinstance(meant, Tensor):

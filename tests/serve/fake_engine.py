@@ -1,14 +1,16 @@
 """An engine whose answers a test writes itself, behind the real HTTP server."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glm_portable import pocket
 from glm_portable.config import ModelConfig
+from glm_portable.engine.core import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
 from glm_portable.serve.chat import ChatTemplate, detect_format
@@ -32,6 +34,9 @@ class Submitted:
     prompt_ids: list[int]
     params: SamplingParams
     send: Callable[[Delta], None]
+    name: str = ""
+    priority: int = 0
+    cache_salt: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -65,11 +70,36 @@ def logprobs_of(ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
     return tuple(TokenLogprob(i, -0.5, ((i, -0.5), (i + 1, -float("inf")))) for i in ids)
 
 
+def scores_of(prompt_ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
+    """Of the tokens from the second on; an even one is the most probable, an odd one the second."""
+    found = []
+    for i in prompt_ids[1:]:
+        own, other = (i, -0.25 - i / 1024), (i ^ 1, -0.25 - (i ^ 1) / 1024)
+        best, second = (own, other) if i % 2 == 0 else (other, own)
+        found.append(TokenLogprob(i, own[1], (best, second), 1 + i % 2))
+    return tuple(found)
+
+
 class FakeEngine:
     """Answers each request with what `script` returns for it, from a thread of its own."""
 
     def __init__(self) -> None:
-        self.healthy = True
+        self.stats_now = EngineStats(
+            running=1,
+            waiting=0,
+            pages_used=3,
+            pages_total=4,
+            prompt_tokens=50,
+            generation_tokens=60,
+            preemptions=7,
+            steps=80,
+            failed_steps=9,
+            healthy=True,
+            num_drafts=10,
+            num_draft_tokens=20,
+            num_accepted_tokens=15,
+            accepted_by_position=(9, 6),
+        )
         self.script: Script = lambda request: says("Hello there.")
         self.requests: list[Submitted] = []
         self._arrived = threading.Condition()
@@ -79,10 +109,14 @@ class FakeEngine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
+        *,
+        name: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> int:
         if len(prompt_ids) >= WINDOW:
             raise UsageError(f"This model's maximum context length is {WINDOW} tokens, not more.")
-        request = Submitted(list(prompt_ids), params, on_delta)
+        request = Submitted(list(prompt_ids), params, on_delta, name, priority, cache_salt)
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()
@@ -93,12 +127,14 @@ class FakeEngine:
     def cancel(self, request_id: int) -> None:
         self.requests[request_id].cancelled.set()
 
-    def stats(self) -> "FakeEngine":
-        return self
+    def stats(self) -> EngineStats:
+        return self.stats_now
 
     def _answer(self, request: Submitted) -> None:
+        scores = scores_of(request.prompt_ids) if request.params.prompt_logprobs is not None else ()
         for delta in self.script(request):
-            request.send(delta)
+            request.send(replace(delta, prompt_logprobs=scores))
+            scores = ()
 
     def wait_for(self, count: int) -> list[Submitted]:
         """The first `count` requests, as soon as they are there."""
@@ -127,8 +163,10 @@ def fake_service(engine: FakeEngine, settings: ServerSettings) -> Service:
 
 
 @contextmanager
-def serving(service: Service) -> Iterator[tuple[str, Server, threading.Thread]]:
-    """Serve on a free port in a thread; leaving the block drains and ends it."""
+def serving(
+    service: Service, sock: socket.socket | None = None
+) -> Iterator[tuple[str, Server, threading.Thread]]:
+    """Serve on `sock` or a free port in a thread; leaving the block drains and ends it."""
     ready = threading.Event()
     urls: list[str] = []
 
@@ -137,7 +175,7 @@ def serving(service: Service) -> Iterator[tuple[str, Server, threading.Thread]]:
         ready.set()
 
     server = Server(service, on_ready)
-    sock = bind(service.settings)
+    sock = sock or bind(service.settings)
     sock.listen()
     thread = threading.Thread(target=server.run, args=[[sock]], daemon=True)
     thread.start()

@@ -8,11 +8,9 @@ import httpx
 import openai
 import pytest
 
-from glm_portable.engine.types import Delta
-from glm_portable.serve.tools import Choice, openings
 from tests.serve.conversation import CALL, HI, THOUGHT, TIME, WEATHER, chat, folded
-from tests.serve.fake_engine import TOKENIZER, WAIT_S, Running, Script, Submitted, says
-from tests.serve.raw import start_request
+from tests.serve.fake_engine import TOKENIZER, Running, says
+from tests.serve.structured.following import follows
 
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 CLOSED = "Hi./nothink<|assistant|>\n<think></think>"
@@ -70,6 +68,9 @@ def test_named_writes_the_beginning_of_the_call(
     assert prompt.endswith(CLOSED + "\n<tool_call>get_weather\n")
     call = TOKENIZER.encode("<tool_call>get_weather\n")
     assert server.engine.requests[0].prompt_ids[-len(call) :] == call
+    grammar = server.engine.requests[0].params.grammar
+    assert follows(grammar, REST) and not follows(grammar, REST + "\n" + CALL)
+    assert not follows(grammar, "I would rather not.") and not follows(grammar, "")
 
 
 def test_required_with_one_tool_is_like_naming_it(server: Running, client: openai.OpenAI) -> None:
@@ -78,51 +79,33 @@ def test_required_with_one_tool_is_like_naming_it(server: Running, client: opena
     answer = chat(client, tools=[WEATHER], tool_choice="required", **options)
     assert calls_of(answer.choices[0].message) == [BONN]
     (request,) = server.engine.requests
-    assert request.prompt.endswith(CLOSED + "\n<tool_call>get_weather\n")
-    assert answer.usage.prompt_tokens == len(request.prompt_ids)
+    opening = "\n<tool_call>get_weather\n"
+    assert request.prompt.endswith(CLOSED + opening)
+    # The opening is the server's, not the conversation's, whose tokens /tokenize tells as well.
+    opened = len(TOKENIZER.encode(opening))
+    assert answer.usage.prompt_tokens == len(request.prompt_ids) - opened
 
 
-def choosing(name: str, after: str) -> Script:
-    """A model that wants to call `name`, and then writes `after`."""
-    wanted = TOKENIZER.encode(f"\n<tool_call>{name}\n")
-    lead = TOKENIZER.encode("\n<tool_call>")
-
-    def script(request: Submitted) -> list[Delta]:
-        if request.params.max_tokens != 1:
-            return says(after)
-        ids = request.prompt_ids
-        start = max(i for i in range(len(ids)) if ids[i : i + len(lead)] == lead)
-        token = wanted[len(ids) - start]
-        assert token in request.params.logit_bias
-        return [Delta((token,), "", finish_reason="length")]
-
-    return script
+OTHERS: Any = [{"type": "function", "function": {"name": n}} for n in ("get", "add")]
 
 
-@pytest.mark.parametrize("name", ["get_weather", "get_time", "get", "add"])
+@pytest.mark.parametrize("parallel", [None, True, False])
 def test_required_lets_the_model_choose_among_the_tools(
-    server: Running, client: openai.OpenAI, name: str
+    server: Running, client: openai.OpenAI, parallel: bool | None
 ) -> None:
-    tools: Any = [WEATHER, TIME, *({"type": "function", "function": {"name": n}} for n in OTHERS)]
-    server.engine.script = choosing(name, "</tool_call>")
-    options: Any = {"temperature": 0.5, "seed": 3, "presence_penalty": 1.0, "n": 2}
-    answer = chat(client, tools=tools, tool_choice="required", **options)
-    assert [calls_of(choice.message) for choice in answer.choices] == [[(name, {})]] * 2
-    choices = [r.params for r in server.engine.requests if r.params.max_tokens == 1]
-    assert choices and all(len(params.logit_bias) > 1 for params in choices)
-    assert all((p.temperature, p.seed, p.presence_penalty) == (0.5, 3, 0.0) for p in choices)
-    assert server.engine.requests[-1].params.presence_penalty == 1.0
-
-
-OTHERS = ["get", "add"]
-
-
-def test_a_client_that_leaves_while_the_tool_is_chosen(server: Running) -> None:
-    server.engine.script = lambda request: []
-    connection = start_request(server.url, tools=[WEATHER, TIME], tool_choice="required")
-    request = server.engine.wait_for(1)[0]
-    connection.close()
-    assert request.cancelled.wait(WAIT_S)
+    rest = "get_time\n</tool_call>"
+    server.engine.script = lambda request: says(rest)
+    options = {} if parallel is None else {"parallel_tool_calls": parallel}
+    answer = chat(client, tools=[WEATHER, TIME, *OTHERS], tool_choice="required", n=2, **options)
+    assert [calls_of(choice.message) for choice in answer.choices] == [[("get_time", {})]] * 2
+    assert [choice.finish_reason for choice in answer.choices] == ["tool_calls"] * 2
+    assert all(r.prompt.endswith(CLOSED + "\n<tool_call>") for r in server.engine.requests)
+    grammar = server.engine.requests[0].params.grammar
+    for name in ("get_weather", "get_time", "get", "add"):
+        assert follows(grammar, f"{name}\n</tool_call>")
+    for wrong in ("get_\n</tool_call>", "get_weather</tool_call>", "nobody\n</tool_call>", ""):
+        assert not follows(grammar, wrong)
+    assert follows(grammar, f"{rest}\n<tool_call>add\n</tool_call>") is (parallel is not False)
 
 
 def test_a_call_cut_off_by_length_says_so(server: Running, client: openai.OpenAI) -> None:
@@ -184,34 +167,6 @@ def test_a_tool_choice_needs_no_call_in_auto(server: Running, client: openai.Ope
     server.engine.script = lambda request: says(THOUGHT)
     choice = chat(client, tools=[WEATHER], tool_choice="auto").choices[0]
     assert (choice.message.content, choice.finish_reason) == ("Hello!", "stop")
-
-
-EMPTY = {"function": {"name": "ping", "parameters": {"type": "object", "properties": {}}}}
-OPTIONAL = {"function": {"name": "list", "parameters": {"properties": {"path": {}}}}}
-CALLS_45 = ["\n<tool_call>get_weather\n", "\n<tool_call>ping\n", "\n<tool_call>list\n"]
-CALLS_47 = [
-    "<tool_call>get_weather<arg_key>",
-    "<tool_call>ping</tool_call>",
-    "<tool_call>list<arg_key>",
-    "<tool_call>list</tool_call>",
-]
-
-
-@pytest.mark.parametrize(
-    ("choice", "layout", "expected"),
-    [
-        (Choice("auto"), "glm45", []),
-        (Choice("none"), "glm47", []),
-        (Choice("required"), "glm45", CALLS_45),
-        (Choice("required"), "glm47", CALLS_47),
-        (Choice("named", "get_weather"), "glm45", CALLS_45[:1]),
-        (Choice("named", "get_weather"), "glm47", CALLS_47[:1]),
-        (Choice("named", "ping"), "glm47", CALLS_47[1:2]),
-        (Choice("named", "list"), "glm47", CALLS_47[2:]),
-    ],
-)
-def test_the_openings_of_a_forced_call(choice: Choice, layout: Any, expected: list[str]) -> None:
-    assert openings(choice, layout, [WEATHER, EMPTY, OPTIONAL, EMPTY]) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glm_portable.serve import openai
+from glm_portable.serve import conversation
 from glm_portable.serve.chat import ChatTemplate, Prompt
 from glm_portable.serve.events import ToolCallArguments
 from glm_portable.serve.parsing import Parser
@@ -63,7 +63,7 @@ def test_thinking_stuck_on(look: Look) -> None:
 
 def test_thoughts_in_the_content(look: Look, sound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        openai, "Parser", lambda tools, **given: Parser(tools, **given | {"thinking": False})
+        conversation, "Parser", lambda tools, **given: Parser(tools, **given | {"thinking": False})
     )
     found = look(sound, "thinking")
     assert found.failed() == ["thinking: on", "thinking: cut off"]
@@ -117,14 +117,14 @@ class Emptied(Changing):
 
 
 def test_values_that_are_stripped(look: Look, sound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "Parser", Stripping)
+    monkeypatch.setattr(conversation, "Parser", Stripping)
     found = look(sound, "complete and typed", "as the model wrote them")
     assert found.failed() == ["tool calls: as the model wrote them"]
     assert "values are stripped" in found.findings("tool calls: as the model wrote them")
 
 
 def test_integers_that_are_strings(look: Look, sound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "Parser", Quoting)
+    monkeypatch.setattr(conversation, "Parser", Quoting)
     found = look(sound, "complete and typed")
     assert found.failed() == ["tool calls: complete and typed"]
     assert re.search(r"nights = '\d' \(declared as integer", found.findings(found.failed()[0]))
@@ -133,7 +133,7 @@ def test_integers_that_are_strings(look: Look, sound: str, monkeypatch: pytest.M
 def test_arguments_lost_in_the_stream(
     look: Look, sound: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = openai._choice
+    made = conversation._choice
 
     def choice(request: Any, *rest: Any) -> Any:
         found = made(request, *rest)
@@ -141,6 +141,6 @@ def test_arguments_lost_in_the_stream(
             found.parser = Emptied(request.tools)
         return found
 
-    monkeypatch.setattr(openai, "_choice", choice)
+    monkeypatch.setattr(conversation, "_choice", choice)
     found = look(sound, "complete and typed", "streamed as unstreamed")
     assert found.failed() == ["tool calls: streamed as unstreamed"]

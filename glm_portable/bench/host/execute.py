@@ -1,0 +1,97 @@
+"""Runs the measurements and prints the table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from glm_portable.bench.host.measure import COLUMNS, Load, build_step, engine_alone, served
+from glm_portable.bench.host.null import LAYERS, VOCABULARY, null_tokenizer
+from glm_portable.errors import UsageError
+from glm_portable.tokenizer import Tokenizer
+
+_ARITHMETIC_STEPS = 8
+
+Column = dict[str, float]
+
+
+def run_bench_host(
+    sequences: Sequence[int],
+    *,
+    input_len: int,
+    steps: int,
+    step_ms: float,
+    arithmetic: bool,
+    json_path: Path | None = None,
+    console: Console | None = None,
+) -> None:
+    """Print microseconds a step. Raises UsageError for bad input."""
+    if min(sequences) < 1 or input_len < 1 or steps < 10 or step_ms <= 0:
+        raise UsageError(
+            "--sequences and --input-len must be at least 1, --steps at least 10, and --step-ms "
+            "above 0."
+        )
+    console = console or Console(soft_wrap=True)
+    torch.set_num_threads(1)  # beside an accelerator nothing here is worth two threads
+    tokenizer = null_tokenizer()
+    found: dict[str, dict[str, Column]] = {}
+    for sampled in (False, True):
+        kind = "sampled" if sampled else "greedy"
+        loads = [Load(count, input_len, steps, sampled) for count in sequences]
+        found[kind] = {
+            str(load.sequences): _column(load, tokenizer, step_ms / 1000, arithmetic)
+            for load in loads
+        }
+        console.print(_table(kind, found[kind], step_ms))
+    if json_path is not None:
+        setup = {"step_ms": step_ms, "input_len": input_len, "vocabulary": VOCABULARY}
+        json_path.write_text(json.dumps(setup | found, indent=1) + "\n", encoding="utf-8")
+
+
+def _column(load: Load, tokenizer: Tokenizer, step_s: float, arithmetic: bool) -> Column:
+    """Seconds a step of every row of the table."""
+    parts = engine_alone(load, tokenizer, columns=COLUMNS["calls"])
+    build = min(build_step(load), parts["prepare"])
+    inside = served(load, tokenizer, step_s, socket=False)
+    outside = served(load, tokenizer, step_s, socket=True)
+    column = {
+        "scheduling and the inbox": parts["prepare"] - build,
+        "building the step": build,
+        "sampling: its calls": parts["sample"],
+        "what requests keep": parts["append"],
+        "detokenising": parts["detokenise"],
+        "engine alone": sum(parts.values()),
+        "the step beyond the model, under HTTP": outside.added,
+        "engine's thread, CPU": outside.engine_cpu,
+        "server's thread, CPU: application": inside.loop_cpu,
+        "server's thread, CPU: with sockets": outside.loop_cpu,
+    }
+    if arithmetic:
+        short = Load(load.sequences, load.input_len, _ARITHMETIC_STEPS, load.sampled)
+        slow = engine_alone(short, tokenizer, columns=COLUMNS["arithmetic"])
+        column["(sampling with its arithmetic on this CPU)"] = slow["sample"]
+    return column
+
+
+def _table(kind: str, columns: dict[str, Column], step_ms: float) -> Table:
+    title = f"{kind}: microseconds a step, and share of a decode step of {step_ms:g} ms"
+    caption = (
+        f"Null model of {LAYERS} layers, vocabulary {VOCABULARY:,}. The engine's and the server's "
+        "threads run beside the accelerator and share one interpreter."
+    )
+    table = Table(title=title, caption=caption, box=box.SIMPLE, title_justify="left")
+    table.add_column("")
+    for count in columns:
+        table.add_column(f"{count} seqs", justify="right")
+        table.add_column("", justify="right")
+    for row in next(iter(columns.values())):
+        cells = []
+        for column in columns.values():
+            share = column[row] * 1000 / step_ms
+            cells += [f"{column[row] * 1e6:,.0f}", f"{share:.1%}"]
+        table.add_row(row, *cells)
+    return table

@@ -1,0 +1,1 @@
+"""`glm-portable bench serve`: load on a server of the OpenAI API, measured as vLLM's tool does."""

@@ -1,0 +1,1 @@
+"""`glm-portable bench soak`: minutes of mixed load on a server, and everything that went wrong."""

@@ -1,0 +1,1 @@
+"""`glm-portable bench speculative`: what drafts cost, what they bring, and from when they pay."""

@@ -1,0 +1,104 @@
+"""Which drafts are right: the sampled tokens of each request, up to the first that is another.
+
+Speculative sampling (Leviathan, Kalman and Matias 2023) accepts a draft x with probability
+min(1, p(x) / q(x)) and otherwise draws from the normalised max(0, p - q), where p is the model's
+distribution and q the draft's. The drafts here are the MTP layer's best guesses: q is 1 at the
+draft. So the rule accepts x with probability p(x) and otherwise draws from p without x, and that is
+what drawing a token from p and comparing it with the draft does. The token drawn is the one to
+keep in either case. As the draw for a position depends on the request's seed and the position
+alone, an answer has the same tokens with drafts as without, whatever they are.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from glm_portable.engine.request import Request
+from glm_portable.engine.sampling import RowSampler, Sampled, sample
+from glm_portable.engine.types import Delta
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Turn:
+    """One request's part of a step.
+
+    row: the row of its first logits; those of its drafts come after it. deltas: what it gained, a
+    token each. failed: whether taking a token raised.
+    """
+
+    request: Request
+    row: int
+    drafts: Sequence[int] = ()
+    deltas: list[Delta] = field(default_factory=list)
+    failed: bool = False
+
+    @property
+    def num_accepted(self) -> int:
+        """How many of the drafts it now has among its tokens."""
+        tokens = [token for delta in self.deltas for token in delta.token_ids]
+        pairs = zip(tokens, self.drafts, strict=False)
+        return sum(token == draft for token, draft in pairs)
+
+    @property
+    def going_on(self) -> bool:
+        """Whether the request wants more tokens."""
+        return not self.failed and self.deltas[-1].finish_reason is None
+
+    def samplers(self) -> list[RowSampler]:
+        """For the positions that can be sampled now, from the next one on.
+
+        A request that changes its logits by the tokens before them can sample one only.
+        """
+        row, left = self.request.row, len(self.drafts) - len(self.deltas)
+        return [row, *(row.ahead(n) for n in range(1, left + 1) if not row.adjusts)]
+
+    def take(self, sampled: Sequence[Sampled]) -> bool:
+        """Append what was sampled, as far as it goes; whether more is to be sampled."""
+        for one in sampled:
+            place = len(self.deltas)
+            try:
+                delta = self.request.append(one)
+            except Exception:
+                log.exception("request %s failed after sampling", self.request.request_id)
+                self.failed = True
+                return False
+            self.deltas.append(delta)
+            if delta.finish_reason is not None or place == len(self.drafts):
+                return False
+            if one.token_id != self.drafts[place]:
+                return False
+            if self.request.row.adjusts:  # the rest was sampled without knowing of this token
+                return True
+        return True
+
+
+def accept(turns: Sequence[Turn], logits_RV: Tensor, vocab_size: int) -> None:
+    """Give each turn's request its tokens: the drafts that are right, and the one after them.
+
+    logits_RV: at the last known token of each turn, and at each of its drafts. All rows are sampled
+    at once, but for those of requests whose logits depend on the token before.
+    """
+    left = list(turns)
+    while left:
+        samplers = [turn.samplers() for turn in left]
+        rows = [
+            turn.row + len(turn.deltas) + n
+            for turn, those in zip(left, samplers, strict=True)
+            for n in range(len(those))
+        ]
+        whole = rows == list(range(len(logits_RV)))
+        sampled = sample(
+            logits_RV if whole else logits_RV[rows],
+            [sampler for those in samplers for sampler in those],
+            vocab_size,
+        )
+        found = iter(sampled)
+        left = [
+            turn
+            for turn, those in zip(left, samplers, strict=True)
+            if turn.take([next(found) for _ in those])
+        ]

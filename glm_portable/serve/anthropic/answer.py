@@ -1,0 +1,134 @@
+"""Answers of /v1/messages, streamed and whole, from the same blocks."""
+
+import json
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+from glm_portable.serve.anthropic.errors import error_body
+from glm_portable.serve.blocks import Block, Blocks, Change, Grown, Opened
+from glm_portable.serve.conversation import ChatChoice, Conversation
+from glm_portable.serve.errors import ApiError
+from glm_portable.serve.streaming import EventStream, event
+
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class MessageEvents(EventStream):
+    """Events have names, and nothing comes after message_stop."""
+
+    end = b""
+
+    def chunk(self, chunk: dict[str, Any]) -> bytes:
+        return event(chunk, chunk["type"])
+
+    def error(self, error: ApiError) -> bytes:
+        return event(error_body(error.status, error.message), "error")
+
+
+class MessageAnswer:
+    """Puts the deltas of a conversation's only choice together; read it once.
+
+    cache_read: report what was found in the prefix cache apart from the other input.
+    """
+
+    stream = MessageEvents
+
+    def __init__(self, conversation: Conversation, cache_read: bool) -> None:
+        self.generation = conversation.generation
+        self._conversation, self._cache_read = conversation, cache_read
+        self._blocks = Blocks()
+        self._id = f"msg_{secrets.token_hex(12)}"
+
+    async def whole(self) -> dict[str, Any]:
+        """The message, when it is complete. Raises ApiError."""
+        async for _ in self._changes():
+            pass
+        content = [_block(block, whole=True) for block in self._blocks.found]
+        return self._message(content) | _ending(self._conversation.choices[0])
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The events. Raises ApiError."""
+        begun = False
+        async for changes in self._changes():
+            if not begun:  # with the first token, whose time clients measure
+                begun = True
+                yield {"type": "message_start", "message": self._message([])}
+                yield {"type": "ping"}
+            for change in changes:
+                for item in _events(change):
+                    yield item
+        ending = _ending(self._conversation.choices[0])
+        yield {"type": "message_delta", "delta": ending, "usage": self._usage()}
+        yield {"type": "message_stop"}
+
+    async def _changes(self) -> AsyncIterator[list[Change]]:
+        """Those of each delta, the last of which closes what is open."""
+        async for choice, events, _ in self._conversation.take():
+            changes = list(self._blocks.take(events))
+            if choice.finish_reason is not None:
+                changes += self._blocks.close()
+            yield changes
+
+    def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._conversation.model,
+            "content": content,
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": self._usage(),
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        """input_tokens are those that are not counted as read from the cache."""
+        usage = self._conversation.usage
+        cached = usage.cached if self._cache_read else 0
+        return {
+            "input_tokens": usage.prompt - cached,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+            "output_tokens": usage.completion,
+            "output_tokens_details": {"thinking_tokens": usage.reasoning},
+        }
+
+
+def _ending(choice: ChatChoice) -> dict[str, Any]:
+    if choice.finish_reason == "stop" and isinstance(choice.stop_reason, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop_reason}
+    return {"stop_reason": _STOP_REASONS[choice.finish_reason or ""], "stop_sequence": None}
+
+
+def _block(block: Block, whole: bool) -> dict[str, Any]:
+    """The block, or what it is when it starts: empty."""
+    text = block.text if whole else ""
+    if block.kind == "reasoning":
+        return {"type": "thinking", "thinking": text, "signature": ""}
+    if block.kind == "content":
+        return {"type": "text", "text": text, "citations": None}
+    arguments = json.loads(text or "{}")
+    return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": arguments}
+
+
+def _events(change: Change) -> list[dict[str, Any]]:
+    block, index = change.block, change.block.index
+    if isinstance(change, Opened):
+        opened = _block(block, whole=False)
+        return [{"type": "content_block_start", "index": index, "content_block": opened}]
+    if isinstance(change, Grown):
+        kind, field = _DELTAS[block.kind]
+        delta = {"type": kind, field: change.text}
+        return [{"type": "content_block_delta", "index": index, "delta": delta}]
+    signature = {"type": "signature_delta", "signature": ""}
+    signed = {"type": "content_block_delta", "index": index, "delta": signature}
+    stop = {"type": "content_block_stop", "index": index}
+    return [signed, stop] if block.kind == "reasoning" else [stop]
+
+
+_DELTAS = {
+    "reasoning": ("thinking_delta", "thinking"),
+    "content": ("text_delta", "text"),
+    "call": ("input_json_delta", "partial_json"),
+}

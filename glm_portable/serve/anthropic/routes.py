@@ -1,0 +1,49 @@
+"""Anthropic's endpoints, over the same conversation as a chat's."""
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from glm_portable.serve import conversation
+from glm_portable.serve.anthropic.answer import MessageAnswer
+from glm_portable.serve.anthropic.errors import PATH
+from glm_portable.serve.anthropic.request import CountTokensRequest, MessagesRequest
+from glm_portable.serve.body import read
+from glm_portable.serve.openai import respond
+from glm_portable.serve.openapi import describe
+from glm_portable.serve.service import Service
+
+_ERROR = "MessagesError"
+
+
+def router(service: Service) -> APIRouter:
+    """The endpoints under /v1/messages."""
+    routes = APIRouter(prefix=PATH)
+    limit = service.settings.max_body_bytes
+
+    answer = "Answer a conversation (Anthropic)."
+
+    @routes.post("", **describe(MessagesRequest, answer, error=_ERROR))
+    async def messages(request: Request) -> Response:
+        service.admit()
+        body = await read(request, MessagesRequest, limit)
+        return await respond(request, start_message(service, body), body.stream)
+
+    count = "How many tokens a conversation has (Anthropic)."
+
+    @routes.post(
+        "/count_tokens", **describe(CountTokensRequest, count, streams=False, error=_ERROR)
+    )
+    async def count_tokens(request: Request) -> dict[str, int]:
+        chat = (await read(request, CountTokensRequest, limit)).chat()
+        service.model(chat.model)
+        prompt = await asyncio.to_thread(conversation.render, service, chat)
+        return {"input_tokens": len(prompt.token_ids)}
+
+    return routes
+
+
+async def start_message(service: Service, request: MessagesRequest) -> MessageAnswer:
+    """Start the answer. Raises ApiError."""
+    started = await conversation.start(service, request.chat())
+    return MessageAnswer(started, cache_read=request.caches)

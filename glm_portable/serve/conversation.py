@@ -1,0 +1,141 @@
+"""A conversation and its next turn, for whichever API it came through."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from glm_portable.engine.types import Delta, TokenLogprob, joined
+from glm_portable.errors import UsageError
+from glm_portable.serve.chat import Prompt
+from glm_portable.serve.errors import from_usage_error
+from glm_portable.serve.events import Event, ToolCallArguments, ToolCallStart
+from glm_portable.serve.generation import Generation, Job
+from glm_portable.serve.parsing import Parser
+from glm_portable.serve.protocol import ChatRequest
+from glm_portable.serve.sampling import for_each_choice, sampling_params
+from glm_portable.serve.service import Service
+from glm_portable.serve.structured.answers import Constrained, Constraint, constrain
+from glm_portable.serve.usage import Usage
+
+
+@dataclass
+class ChatChoice:
+    """One choice in the making.
+
+    prefix: the beginning of the call that the prompt wrote for the model. single_call: the choice
+    ends with its first call, whatever the model would still write. reasoning_tokens: of the
+    thinking and its tags.
+    """
+
+    parser: Parser
+    prefix: str = ""
+    single_call: bool = False
+    started: bool = False
+    called: bool = False
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    reasoning_tokens: int = 0
+    events: list[Event] = field(default_factory=list)
+    tokens: list[TokenLogprob] = field(default_factory=list)
+
+    def take(self, delta: Delta) -> list[Event]:
+        """The events of the next delta; sets finish_reason with the last ones."""
+        text, self.prefix = self.prefix + delta.text, ""
+        thought = self.parser.reasoning
+        events = self.parser.feed(text)
+        if thought or self.parser.reasoning:
+            self.reasoning_tokens += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            events += self.parser.finish()
+        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+        events = list(self._allowed(events))
+        if self.called and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return events
+
+    def _allowed(self, events: Iterable[Event]) -> Iterable[Event]:
+        for event in events:
+            after_call = self.called and not isinstance(event, ToolCallArguments)
+            if self.single_call and after_call:
+                self.finish_reason, self.stop_reason = "stop", None
+                return
+            self.called |= isinstance(event, ToolCallStart)
+            yield event
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One whose choices are being generated; `take` may be read once."""
+
+    model: str
+    generation: Generation
+    choices: Sequence[ChatChoice]
+    usage: Usage
+
+    async def take(self) -> AsyncIterator[tuple[ChatChoice, list[Event], Delta]]:
+        """What comes of each delta, until every choice has ended. Raises ApiError."""
+        async for index, delta in self.generation.deltas():
+            choice = self.choices[index]
+            events: list[Event] = []
+            parts = delta.parts or (delta,)
+            # Token by token: the thinking may end, or the choice with a call, before the last one.
+            for count, part in enumerate(parts, 1):
+                known = choice.reasoning_tokens
+                events += choice.take(part)
+                self.usage.count(part, choice.reasoning_tokens - known, first=index == 0)
+                if choice.finish_reason is not None:
+                    self.generation.stop(index)
+                    if count < len(parts):
+                        delta = joined(parts[:count])
+                    break
+            yield choice, events, delta
+
+
+async def start(service: Service, request: ChatRequest) -> Conversation:
+    """Render the conversation and start its choices. Raises ApiError."""
+    model = service.model(request.model)
+    prompt = await asyncio.to_thread(render, service, request)
+    found = await constrain(
+        service.grammars,
+        service.tokenizer,
+        service.call_format,
+        prompt,
+        Constraint.of(
+            request.format, request.tools or (), request.choice, request.parallel_tool_calls
+        ),
+    )
+    ids = found.prompt.token_ids
+    params = replace(sampling_params(request, service.settings.sampling), grammar=found.grammar)
+    choices = list(for_each_choice(params, request.n or 1))
+    choices[1:] = [replace(choice, prompt_logprobs=None) for choice in choices[1:]]
+    return Conversation(
+        model,
+        service.generate([Job(ids, params, **request.scheduling) for params in choices]),
+        [_choice(request, found) for _ in choices],
+        Usage([prompt.token_ids], reasoning=0),
+    )
+
+
+def render(service: Service, request: ChatRequest) -> Prompt:
+    """The prompt, whose tokens are what a client is told of; the opening of an answer may follow.
+
+    Raises ApiError.
+    """
+    tools = None if request.choice.mode == "none" else list(request.tools or ())
+    options = request.template_options
+    if request.choice.forced:  # the call begins at once
+        options = {name: on for name, on in options.items() if name != "thinking"}
+        options["enable_thinking"] = False
+    try:
+        return service.chat.encode(request.messages, tools, chat_template_kwargs=options)
+    except UsageError as error:
+        raise from_usage_error(error) from None
+
+
+def _choice(request: ChatRequest, found: Constrained) -> ChatChoice:
+    tools, prompt = request.tools if request.choice.mode != "none" else None, found.prompt
+    return ChatChoice(
+        Parser(tools, starts_in_reasoning=prompt.starts_in_reasoning, thinking=prompt.thinking),
+        prefix=found.prefix,
+        single_call=request.choice.mode == "named" or request.parallel_tool_calls is False,
+    )

@@ -1,0 +1,123 @@
+"""Answers of /v1/responses, streamed and whole, from the same blocks."""
+
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from glm_portable.serve.blocks import Blocks, Closed
+from glm_portable.serve.conversation import Conversation
+from glm_portable.serve.errors import ApiError, internal_error
+from glm_portable.serve.responses.items import Items, Status
+from glm_portable.serve.streaming import EventStream, event
+
+log = logging.getLogger(__name__)
+
+
+class ResponseEvents(EventStream):
+    """Events have names, and nothing comes after the one that ends the response."""
+
+    end = b""
+
+    def chunk(self, chunk: dict[str, Any]) -> bytes:
+        return event(chunk, chunk["type"])
+
+
+class ResponseAnswer:
+    """Puts the deltas of a conversation's only choice together; read it once.
+
+    shown: what every answer repeats of its request.
+    """
+
+    stream = ResponseEvents
+
+    def __init__(self, conversation: Conversation, shown: dict[str, Any]) -> None:
+        self.generation = conversation.generation
+        self._conversation, self._shown = conversation, shown
+        self._choice = conversation.choices[0]
+        self._blocks, self._items = Blocks(), Items()
+        self._id, self._created = f"resp_{secrets.token_hex(24)}", int(time.time())
+
+    async def whole(self) -> dict[str, Any]:
+        """The response, when it is complete. Raises ApiError."""
+        async for _, events, _ in self._conversation.take():
+            for _ in self._blocks.take(events):
+                pass
+        return self._ended()
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The events, numbered; a failure is one of them."""
+        numbers = itertools.count()
+        async for found in self._events():
+            yield found | {"sequence_number": next(numbers)}
+
+    async def _events(self) -> AsyncIterator[dict[str, Any]]:
+        begun = self._body("in_progress", [])
+        yield {"type": "response.created", "response": begun}
+        yield {"type": "response.in_progress", "response": begun}
+        try:
+            async for _, events, _ in self._conversation.take():
+                changes = list(self._blocks.take(events))
+                if self._choice.finish_reason is not None:
+                    changes += self._blocks.close()
+                for change in changes:
+                    last = isinstance(change, Closed) and change is changes[-1]
+                    status = self._last_status if last else "completed"
+                    for found in self._items.events(change, status):
+                        yield found
+            ended = self._ended()
+        except ApiError as error:
+            ended = self._failed(error)
+        except Exception:
+            log.exception("a stream failed")
+            ended = self._failed(internal_error())
+        yield {"type": f"response.{ended['status']}", "response": ended}
+
+    @property
+    def _last_status(self) -> Status:
+        """Of the last block: cut off if the answer was."""
+        return "incomplete" if self._choice.finish_reason == "length" else "completed"
+
+    def _ended(self) -> dict[str, Any]:
+        found = self._blocks.found
+        output = [self._items.item(block, "completed") for block in found[:-1]]
+        output += [self._items.item(block, self._last_status) for block in found[-1:]]
+        status = self._last_status
+        reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        return self._body(status, output) | {
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "incomplete_details": reason,
+            "usage": self._usage(),
+        }
+
+    def _failed(self, error: ApiError) -> dict[str, Any]:
+        output = [self._items.item(block, "incomplete") for block in self._blocks.found]
+        told = {"code": "server_error", "message": error.message}
+        return self._body("failed", output) | {"error": told}
+
+    def _body(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": None,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "model": self._conversation.model,
+            "output": output,
+            "usage": None,
+            **self._shown,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self._conversation.usage
+        return {
+            "input_tokens": usage.prompt,
+            "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+            "output_tokens": usage.completion,
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+            "total_tokens": usage.prompt + usage.completion,
+        }

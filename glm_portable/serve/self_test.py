@@ -1,0 +1,125 @@
+"""Whether the model still computes what it computed when the server started.
+
+A short fixed text is continued greedily and the log probabilities of the likeliest tokens are
+compared with those of the first time. Rounding differs with what else is in a step, which moves
+them by hundredths; a wrong weight or a broken kernel moves them by more than `BOUND`.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+
+from glm_portable.engine.completion import Answer, EngineFailure
+from glm_portable.engine.types import SamplingParams, TokenLogprob
+from glm_portable.errors import UsageError
+from glm_portable.serve.errors import ApiError
+from glm_portable.serve.generation import Engine, Generation, Job
+from glm_portable.serve.mailbox import Mailbox
+
+TEXT = "In 1969 the quick brown fox wrote f(x) = 3x + 7; 敏捷的狐狸 jumped over 42 lazy dogs, then"
+PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=20)
+BOUND = 0.15
+"""Nats, on average over the tokens compared; see docs/operations.md for what was measured."""
+
+INTERVAL_S = 10.0
+"""A result is used again for so long: asking more often costs nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """drift: mean distance of the log probabilities from the first ones, None if it failed."""
+
+    drift: float | None
+    failure: str | None
+
+
+class SelfTest:
+    """Runs as a request among the others, so it takes a few tokens of some steps; one at a time."""
+
+    def __init__(
+        self, prompt_ids: Sequence[int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._job, self._clock = Job(prompt_ids, PARAMS), clock
+        self._first: tuple[TokenLogprob, ...] | None = None
+        self._last = Outcome(0.0, None)
+        self._ended = -math.inf
+        self._running: asyncio.Task[Outcome] | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """One sentence if the last run failed."""
+        return self._last.failure
+
+    def record(self, engine: Engine) -> None:
+        """Take the numbers to compare with; blocks. Raises UsageError if there are none."""
+        answer = Answer()
+        engine.submit(self._job.prompt_ids, PARAMS, answer.on_delta, name="self-test")
+        try:
+            self._first = answer.wait().logprobs
+        except EngineFailure as error:
+            raise UsageError(f"the model fails its self-test: {error}") from None
+
+    async def run(self, engine: Engine) -> Outcome:
+        """The result of a run now, of one that is under way, or of one just over."""
+        if self._running is None:
+            if self._clock() - self._ended < INTERVAL_S:
+                return self._last
+            # In a context of its own: it is not part of the exchange that happened to ask.
+            self._running = asyncio.create_task(self._run(engine), context=Context())
+        # Whoever gives up waiting leaves it to the others.
+        return await asyncio.shield(self._running)
+
+    async def _run(self, engine: Engine) -> Outcome:
+        try:
+            self._last = self._compare(await self._compute(engine))
+        except ApiError as error:
+            if error.status == 503:  # the server is ending; that says nothing of the numbers
+                raise
+            self._last = Outcome(None, f"The self-test failed: {error.message}")
+        finally:
+            self._ended, self._running = self._clock(), None
+        return self._last
+
+    async def _compute(self, engine: Engine) -> tuple[TokenLogprob, ...]:
+        found: list[TokenLogprob] = []
+        mailbox = Mailbox(asyncio.get_running_loop())
+        async with Generation(engine, [self._job], set(), mailbox) as generation:
+            generation.start()
+            async for _, delta in generation.deltas():
+                found += delta.logprobs
+        return tuple(found)
+
+    def _compare(self, now: tuple[TokenLogprob, ...]) -> Outcome:
+        if self._first is None:
+            self._first = now
+        moved = drift(self._first, now)
+        if moved <= BOUND:
+            return Outcome(moved, None)
+        return Outcome(
+            moved,
+            f"The self-test failed: the log probabilities of a fixed text are {moved:.3g} from "
+            f"those at the start on average, more than {BOUND}; weights or kernels are wrong.",
+        )
+
+
+def drift(then: Sequence[TokenLogprob], now: Sequence[TokenLogprob]) -> float:
+    """Mean distance of the log probabilities of the tokens that were likeliest then.
+
+    As far as both generated the same tokens: after a near tie went the other way, the texts
+    differ. A token that is not among the likeliest any more counts as the last of them.
+    """
+    distances: list[float] = []
+    for before, after in zip(then, now, strict=False):
+        known = dict(after.top)
+        least = min(known.values(), default=-math.inf)
+        distances += [
+            abs(logprob - known.get(token, least))
+            for token, logprob in before.top
+            if math.isfinite(logprob)
+        ]
+        if before.token_id != after.token_id:
+            break
+    return sum(distances) / max(1, len(distances))

@@ -1,0 +1,119 @@
+"""Compiled grammars, kept; new ones are tried in a process of their own first."""
+
+import asyncio
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+from glm_portable.engine.grammar import Grammar, GrammarError, TokenTable, Vocabulary
+from glm_portable.serve.errors import ApiError, bad_request
+from glm_portable.serve.structured.probe import CPU_S, Probe
+from glm_portable.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+MAX_KEPT = 256
+MAX_KEPT_CHARACTERS = 16 * 2**20
+MAX_WAITING = 64
+
+
+def token_table(tokenizer: Tokenizer) -> TokenTable:
+    """What grammars need of a tokenizer."""
+    return TokenTable(
+        tuple(map(tokenizer.token_bytes, range(tokenizer.vocab_size))),
+        tuple(tokenizer.control_tokens.values()),
+        tokenizer.eos_token_id,
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A grammar to compile. field: of the request, for errors."""
+
+    text: str
+    field: str
+
+
+class Compiler:
+    """Compiles one grammar at a time, on a thread of its own; generation goes on meanwhile.
+
+    What has been compiled is kept, and so is what was refused; the least recently used go first.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, cpu_s: float = CPU_S) -> None:
+        """cpu_s: seconds of processor time that trying a grammar may take."""
+        self._tokenizer, self._cpu_s = tokenizer, cpu_s
+        self._writers = ThreadPoolExecutor(4, thread_name_prefix="grammar-text")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._kept: OrderedDict[str, Grammar | str] = OrderedDict()
+        self._characters = self._waiting = 0
+        self._lock = threading.Lock()  # guards what is kept
+
+    async def compile(self, write: Callable[[], Wanted]) -> Grammar:
+        """The grammar that `write` writes. Raises ApiError: of `write`, 400, or 503.
+
+        One that is kept does not wait for the others to be compiled.
+        """
+        loop = asyncio.get_running_loop()
+        if self._waiting >= MAX_WAITING:
+            message = "Too many formats are waiting to be compiled; send the request again later."
+            raise ApiError(503, message, code="unavailable", headers={"Retry-After": "1"})
+        self._waiting += 1
+        try:
+            wanted = await loop.run_in_executor(self._writers, write)
+            result = self._find(wanted.text)
+            if result is None:
+                result = await loop.run_in_executor(self._thread, self._compile, wanted.text)
+        finally:
+            self._waiting -= 1
+        if isinstance(result, str):
+            raise bad_request(f"{wanted.field} {result}.", wanted.field, "invalid_value")
+        return result
+
+    def from_gbnf(self, text: str) -> str:
+        """GBNF as Lark; for `write`. Raises GrammarError."""
+        return self._probe.from_gbnf(text)
+
+    def _find(self, text: str) -> Grammar | str | None:
+        with self._lock:
+            if text in self._kept:
+                self._kept.move_to_end(text)
+            return self._kept.get(text)
+
+    def _compile(self, text: str) -> Grammar | str:
+        """The grammar, or why it is refused."""
+        result = self._find(text)  # it may have been compiled while this one waited
+        if result is None:
+            try:
+                self._probe.check(text)
+                result = self._vocabulary.compile(text)
+            except GrammarError as error:
+                log.info("refused a grammar: %.500s", error.reason)
+                result = str(error)
+            self._keep(text, result)
+        return result
+
+    def _keep(self, text: str, result: Grammar | str) -> None:
+        with self._lock:
+            self._kept[text] = result
+            self._characters += len(text)
+            while len(self._kept) > MAX_KEPT or self._characters > MAX_KEPT_CHARACTERS:
+                self._characters -= len(self._kept.popitem(last=False)[0])
+
+    # Made when first needed: for a large vocabulary they take seconds.
+
+    @cached_property
+    def _table(self) -> TokenTable:
+        return token_table(self._tokenizer)
+
+    @cached_property
+    def _probe(self) -> Probe:
+        return Probe(self._table, self._cpu_s)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._table, self._tokenizer.encode)
