@@ -93,6 +93,7 @@ def run_server(
             cache_config=_cache_config(limits, glm),
             tracing=tracing,
         )
+        service.grammars.prepare()
         if options["virtual"] is None:  # a simulated chip would take minutes
             service.self_test.record(engine)
         loading.close()
@@ -168,6 +169,7 @@ def _cache_config(limits: EngineLimits, glm: GLM) -> dict[str, str]:
     return {
         "block_size": str(limits.page_size),
         "num_gpu_blocks": str(limits.num_pages),
+        "enable_prefix_caching": str(limits.enable_prefix_caching),
         "cache_dtype": str(glm.model.kv_dtype).removeprefix("torch."),
         "enable_prefix_caching": str(limits.enable_prefix_caching),
     }

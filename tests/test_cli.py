@@ -39,6 +39,20 @@ def test_generate_without_thinking_and_raw() -> None:
     assert raw.exit_code == 0 and raw.stdout.strip()
 
 
+def test_drafts_do_not_change_the_answer(tmp_path: Path) -> None:
+    """Asked for with dots, as vLLM does, and in a file."""
+    base = ("generate", "Who are you?", "--temperature", "0", "--no-thinking")
+    file = tmp_path / "options.yaml"
+    file.write_text("speculative-config: {method: mtp, num_speculative_tokens: 2}\n")
+    plain = run(*base).stdout
+    for options in (
+        ("--speculative-config.method", "mtp", "--speculative-config.num_speculative_tokens", "1"),
+        ("--config", str(file)),
+    ):
+        result = run(*base, *options)
+        assert (result.exit_code, result.stdout) == (0, plain), result.output
+
+
 def test_command_line_wins_over_environment_over_file(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("max-tokens: 1\ntemperature: 0\nignored_dtype: 1\n")
@@ -67,6 +81,9 @@ def test_command_line_wins_over_environment_over_file(tmp_path: Path) -> None:
         (["serve", "--port", "99999"], "port 99999"),
         (["serve", "--port", "0", "--max-model-len", "9000"], "max_model_len 9000 exceeds"),
         (["serve", "--config", "/no/such.yaml"], "/no/such.yaml"),
+        (["serve", "--speculative-config", "{"], "'{' is no JSON object"),
+        (["generate", "x", "--speculative-config.num_speculative_tokens", "9"], "is 9; it must be"),
+        (["chat", "--speculative-algorithm", "NGRAM"], "is NGRAM; it must be EAGLE or NEXTN"),
         (["serve", "--pipeline-parallel-size", "2"], "No such option"),
         (["evaluate", "--skills", "juggling"], "juggling"),
         (["evaluate", "--url", "http://127.0.0.1:9"], "did not answer"),

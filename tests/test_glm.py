@@ -61,6 +61,21 @@ def test_stream_folds_to_the_answer(glm: GLM) -> None:
         assert sum(isinstance(e, Reasoning | Content | ToolCallStart) for e in events) > 1
 
 
+def test_drafts_are_asked_for_as_in_vllm(glm: GLM) -> None:
+    drafting = GLM.load(
+        backend="cpu", speculative_config={"method": "mtp", "num_speculative_tokens": 2}
+    )
+    options: Any = {"temperature": 0.0, "max_tokens": 100}
+    assert drafting.generate(WHO, **options) == glm.generate(WHO, **options)
+    assert drafting.engine.stats().num_accepted_tokens > 10
+
+
+def test_a_checkpoint_without_the_mtp_layer_cannot_draft(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, small_config(num_nextn_predict_layers=0))
+    with pytest.raises(UsageError, match="has no MTP layer to draft with: leave speculative"):
+        GLM.load(tmp_path, backend="cpu", speculative_config={"num_speculative_tokens": 1})
+
+
 def test_closing_a_stream_frees_its_pages(glm: GLM) -> None:
     events = glm.stream(WHO, temperature=0.0, max_tokens=4000, ignore_eos=True)
     next(events)

@@ -59,12 +59,16 @@ def answer(url: str, prompt: str) -> str:
 
 
 def test_the_answers_are_those_of_one_process() -> None:
+    """Even if they are drafted: the ranks run the MTP layer together, too."""
     alone = GLM.load(backend="cpu", dtype="float32")
     options: Any = {"max_tokens": 16, "temperature": 0.0, "ignore_eos": True}
     expected = [alone.generate(prompt, **options).content for prompt in PROMPTS]
-    with served("--tensor-parallel-size", "2") as (url, server, (other,)):
+    drafts = ("--speculative-config.num_speculative_tokens", "2")
+    with served("--tensor-parallel-size", "2", *drafts) as (url, server, (other,)):
         with ThreadPoolExecutor(len(PROMPTS)) as pool:
             assert list(pool.map(lambda p: answer(url, p), PROMPTS)) == expected
+        metrics = httpx.get(f"{url.removesuffix('/v1')}/metrics", timeout=WAIT_S).text
+        assert re.search(r"vllm:spec_decode_num_accepted_tokens_total.* [1-9]", metrics), metrics
         server.terminate()
         assert server.wait(WAIT_S) == 0
         assert not Path(f"/proc/{other}").exists()

@@ -26,7 +26,7 @@ class BenchGroup(Group):
 
 @click.group(cls=BenchGroup)
 def bench() -> None:
-    """Measure a model (`bench MODEL`), a server (`serve`, `soak`), or the host's part (`host`).
+    """Measure a model (`bench MODEL`), a server (`serve`, `soak`), the host's part, or drafting.
 
     `bench MODEL` is short for `bench model MODEL`; `bench model --help` has its options.
     """

@@ -52,6 +52,11 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
     if "" in params.stop:
         raise UsageError("stop holds an empty string, which would end every answer; remove it.")
     _check_ids("logit_bias", params.logit_bias, vocab_size)
+    if params.grammar is not None and params.grammar.vocabulary.size != vocab_size:
+        raise UsageError(
+            f"grammar is for {params.grammar.vocabulary.size} tokens, but the vocabulary has "
+            f"{vocab_size}; compile it with this model's tokenizer."
+        )
     for token_id, bias in params.logit_bias.items():
         _check_range(f"logit_bias of token {token_id}", bias, -math.inf, math.inf)
 

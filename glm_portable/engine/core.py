@@ -19,10 +19,10 @@ from glm_portable.engine.drafting import Computed, Drafter
 from glm_portable.engine.kv_cache import PagePool
 from glm_portable.engine.limits import EngineLimits
 from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer, note_tokens
-from glm_portable.engine.request import Request, joined
+from glm_portable.engine.request import Request
 from glm_portable.engine.scheduler import Chunk, Scheduler
 from glm_portable.engine.speculative import SpeculativeConfig
-from glm_portable.engine.types import Delta
+from glm_portable.engine.types import Delta, joined
 from glm_portable.ops import KVCache, Ops, Step
 
 log = logging.getLogger(__name__)
@@ -273,6 +273,7 @@ class EngineCore:
                 request.request_id,
                 delta.finish_reason,
                 request.num_prompt_tokens,
+                request.sequence.num_cached or 0,
                 request.num_generated,
                 request.params.max_tokens,
                 request.timeline,

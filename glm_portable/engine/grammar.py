@@ -100,13 +100,14 @@ class TokenTable:
     eos_ids: tuple[int, ...]
 
     def spell(self, text: str) -> list[int]:
-        """Tokens that spell text, the longest first; a stand-in for the tokenizer's own way."""
+        """Tokens that spell text, the longest first, as far as there are any.
+
+        A stand-in for the tokenizer's own way.
+        """
         left, ids = text.encode(), []
-        while left:
-            sizes = range(1, min(len(left), self._longest) + 1)
-            size = max(size for size in sizes if left[:size] in self._ids)
-            ids.append(self._ids[left[:size]])
-            left = left[size:]
+        while fitting := [n for n in range(1, self._longest + 1) if left[:n] in self._ids]:
+            ids.append(self._ids[left[: fitting[-1]]])
+            left = left[fitting[-1] :]
         return ids
 
     @cached_property

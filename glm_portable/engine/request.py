@@ -1,7 +1,7 @@
 """One request from its submission to its last delta."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.sampling import RowSampler, Sampled
@@ -82,15 +82,3 @@ class Request:
         if token_id in self.params.stop_token_ids:
             return "stop", token_id
         return None, None
-
-
-def joined(deltas: Sequence[Delta]) -> Delta:
-    """The deltas of one request's tokens in one step, as one; never a request's first two."""
-    if len(deltas) == 1:
-        return deltas[0]
-    return replace(
-        deltas[-1],
-        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-        text="".join(delta.text for delta in deltas),
-        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
-    )

@@ -1,8 +1,8 @@
 """What goes into the engine and what comes out of it; torch-free."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ class Delta:
     stop_reason: the stop string or the stop token id that ended it, None for EOS and length.
     error: one sentence, with finish_reason "error". num_cached_tokens: on the first delta that has
     tokens, how many of the prompt's were found in the cache. prompt_logprobs: on the first delta,
-    if asked for: of the prompt's tokens from the second on (nothing predicts the first). timeline:
-    on the last delta alone.
+    if asked for: of the prompt's tokens from the second on (nothing predicts the first). parts:
+    where it has several tokens, the deltas that these would have come in one by one. timeline: on
+    the last delta alone.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -95,4 +96,18 @@ class Delta:
     error: str | None = None
     num_cached_tokens: int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    parts: "tuple[Delta, ...]" = ()
     timeline: Timeline | None = None
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """The deltas of several tokens that came at once, none of them a request's first, as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return replace(
+        deltas[-1],
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        text="".join(delta.text for delta in deltas),
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+        parts=tuple(deltas),
+    )

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from glm_portable.engine.types import Delta, TokenLogprob
+from glm_portable.engine.types import Delta, TokenLogprob, joined
 from glm_portable.errors import UsageError
 from glm_portable.serve.chat import Prompt
 from glm_portable.serve.errors import from_usage_error
@@ -76,11 +76,18 @@ class Conversation:
         """What comes of each delta, until every choice has ended. Raises ApiError."""
         async for index, delta in self.generation.deltas():
             choice = self.choices[index]
-            known = choice.reasoning_tokens
-            events = choice.take(delta)
-            self.usage.count(delta, choice.reasoning_tokens - known, first=index == 0)
-            if choice.finish_reason is not None:
-                self.generation.stop(index)
+            events: list[Event] = []
+            parts = delta.parts or (delta,)
+            # Token by token: the thinking may end, or the choice with a call, before the last one.
+            for count, part in enumerate(parts, 1):
+                known = choice.reasoning_tokens
+                events += choice.take(part)
+                self.usage.count(part, choice.reasoning_tokens - known, first=index == 0)
+                if choice.finish_reason is not None:
+                    self.generation.stop(index)
+                    if count < len(parts):
+                        delta = joined(parts[:count])
+                    break
             yield choice, events, delta
 
 
@@ -105,12 +112,15 @@ async def start(service: Service, request: ChatRequest) -> Conversation:
         model,
         service.generate([Job(ids, params, **request.scheduling) for params in choices]),
         [_choice(request, found) for _ in choices],
-        Usage([ids], reasoning=0),
+        Usage([prompt.token_ids], reasoning=0),
     )
 
 
 def render(service: Service, request: ChatRequest) -> Prompt:
-    """The prompt, without the opening of a call. Raises ApiError."""
+    """The prompt, whose tokens are what a client is told of; the opening of an answer may follow.
+
+    Raises ApiError.
+    """
     tools = None if request.choice.mode == "none" else list(request.tools or ())
     options = request.template_options
     if request.choice.forced:  # the call begins at once

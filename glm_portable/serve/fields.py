@@ -22,14 +22,17 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Integer = Annotated[int, BeforeValidator(_whole)]
-Choices = Annotated[Integer, Field(ge=1, le=MAX_CHOICES)]
-Count = Annotated[Integer, Field(ge=0, le=MAX_TOKENS)]
-PositiveCount = Annotated[Integer, Field(ge=1, le=MAX_TOKENS)]
-LogprobCount = Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)]
-TokenId = Annotated[Integer, Field(ge=0, le=MAX_TOKENS)]
-Priority = Annotated[Integer, Field(ge=-(2**31), le=2**31 - 1)]
-Seed = Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)]
+WHOLE = BeforeValidator(_whole)
+"""Goes last: bounds after it would not reach the schema of /openapi.json."""
+
+Integer = Annotated[int, WHOLE]
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE]
+Count = Annotated[int, Field(ge=0, le=MAX_TOKENS), WHOLE]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
+LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS), WHOLE]
+Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1), WHOLE]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE]
 
 
 def _described(check: Callable[[Any], Any], *alternatives: dict[str, Any]) -> tuple[Any, Any]:
@@ -119,7 +122,7 @@ _MESSAGE = {
         "content": _TEXT,
         "reasoning_content": {"type": ["string", "null"]},
         "tool_calls": {"type": ["array", "null"], "items": _CALL},
-        "tool_call_id": {"type": ["string", "null"]},
+        "tool_call_id": {},
     },
 }
 # The template's normaliser checks the messages themselves; this is their description.

@@ -50,9 +50,8 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if role == "tool" and isinstance(content, list) and _are_outputs(content):
         return {"role": role, "content": [_output(item) for item in content]}
     result: dict[str, Any] = {"role": role, "content": _content(content, where)}
-    if role == "assistant":
-        result |= _assistant_fields(message, where)
-    return result
+    fields = _assistant_fields(message, where)  # checked in every message, used in the assistant's
+    return result | fields if role == "assistant" else result
 
 
 def _content(content: Any, where: str) -> str:
@@ -94,8 +93,10 @@ def _assistant_fields(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in ("reasoning_content", "reasoning"):  # vLLM and its router use the second
         if isinstance(message.get(name), str):
             fields.setdefault("reasoning_content", message[name])
-    calls = message.get("tool_calls") or []
-    if not isinstance(calls, list):
+    if not isinstance(message.get("reasoning_content"), str | None):
+        raise UsageError(f"{where}.reasoning_content must be a string or null.")
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list | None):
         raise UsageError(f"{where}.tool_calls must be a list.")
     if calls:
         fields["tool_calls"] = [

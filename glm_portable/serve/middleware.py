@@ -26,8 +26,7 @@ _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 class Exchanges:
     """Makes an Exchange of every request and hands it to `on_end` when the answer is over.
 
-    Puts x-request-id on every answer (Anthropic's name for it as well), and turns what nobody
-    caught into a 500 with it.
+    Puts x-request-id on every answer, and turns what nobody caught into a 500 with it.
     """
 
     def __init__(
@@ -43,14 +42,15 @@ class Exchanges:
             return await self._app(scope, receive, send)
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        exchange = Exchange(request_id, scope["method"][:20], scope["path"][:200])
+        # As it was sent: decoded, a path could hold a line break and forge a line of the log.
+        path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
+        exchange = Exchange(request_id, scope["method"][:20], path[:200])
         enter(exchange)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = headers["request-id"] = request_id
+                MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         self._on_start()

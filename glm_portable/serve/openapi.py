@@ -23,6 +23,11 @@ _ERROR = {
         }
     },
 }
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 _ALWAYS = {401: "Wrong or missing API key", 404: "Not found", 500: "The server failed"}
 _OPERATION = {400: "Not such a check", 500: "The server failed", 503: "Loading, draining or failed"}
 _WITH_BODY = {
@@ -56,9 +61,9 @@ def describe(
     }
     if request is None:
         return found
-    media = {"application/json": {"schema": {"type": "object"}}}
+    media: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if streams:
-        media["text/event-stream"] = {"schema": {"type": "string"}}
+        media["text/event-stream"] = {"schema": _EVENT}
     described = "The answer, or its events" if streams else "The answer"
     found["responses"][200] = {"description": described, "content": media}
     schema = {"$ref": _REF.format(model=request.__name__)}

@@ -18,6 +18,7 @@ from pydantic import (
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
     MAX_SALT_LENGTH,
+    WHOLE,
     Anything,
     Biases,
     Choices,
@@ -65,11 +66,11 @@ class Request(Strict):
     min_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Integer, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     logit_bias: Biases = None
     seed: Seed | None = None
     stop: Stops = None

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainValidator, WithJsonSchema
 
 MAX_TOOLS = 512
-_NAME = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": r"^[^\s<>]+$"}
+_NAME_PATTERN = r"^[^\s\x1c-\x1f\x85<>]+$"
+"""What Python calls whitespace, in any dialect of patterns."""
+_NAME = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": _NAME_PATTERN}
 
 
 @dataclass(frozen=True)

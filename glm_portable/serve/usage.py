@@ -21,7 +21,7 @@ class Usage:
         """`first`: of the choices of its prompt; the others find its whole prompt in the cache."""
         self.completion += len(delta.token_ids)
         if first and delta.num_cached_tokens:
-            self.cached += delta.num_cached_tokens
+            self.cached = min(self.prompt, self.cached + delta.num_cached_tokens)
         if self.reasoning is not None:
             self.reasoning += reasoning
 

@@ -5,14 +5,17 @@ where two are as good as equal. In float32 that hardly happens; in bfloat16, whe
 bits and equal logits are common, a few answers in a hundred differ.
 """
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from glm_portable import GLM
 from glm_portable.engine.engine import Completion, Engine, EngineStats
+from glm_portable.engine.grammar import Vocabulary, json_value
 from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.types import SamplingParams
+from glm_portable.serve.structured.compiler import token_table
 from glm_portable.tasks import cases
 from tests.engine.fake_model import limits
 
@@ -60,3 +63,24 @@ def test_answers_are_the_same_token_for_token(
     # The layer was trained to be right: were its cache or its input off by one, it would not be.
     assert stats.accepted_by_position[0] > 0.7 * stats.num_drafts
     assert list(stats.accepted_by_position) == sorted(stats.accepted_by_position, reverse=True)
+
+
+def test_a_grammar_holds_among_the_accepted(glm: GLM) -> None:
+    """Each token's mask depends on the token before, which may be a draft of the same step."""
+    vocabulary = Vocabulary(token_table(glm.tokenizer), glm.tokenizer.encode)
+    colour = {"enum": ["red", "green", "blue"]}
+    fields = {name: colour for name in ("first", "second", "third")}
+    schema = {"type": "object", "properties": fields, "required": list(fields)}
+    grammar = vocabulary.compile(f"start: {json_value(schema)}")
+    prompt = glm.chat.encode(
+        [{"role": "user", "content": "Three colours as JSON, please."}]
+    ).token_ids
+    said = []
+    for speculative in (None, SpeculativeConfig(3)):
+        with Engine(glm.model, glm.tokenizer, limits(max_model_len=256), 0, speculative) as engine:
+            params = SamplingParams(temperature=0, max_tokens=60, grammar=grammar)
+            said += engine.generate([(prompt, params)])
+            stats = engine.stats()
+    assert said[0].token_ids == said[1].token_ids
+    assert set(json.loads(said[1].text)) == set(fields)
+    assert stats.num_accepted_tokens > 0

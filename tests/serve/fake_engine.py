@@ -95,6 +95,12 @@ class FakeEngine:
             steps=80,
             failed_steps=9,
             healthy=True,
+            prefix_cache_queries=45,
+            prefix_cache_hits=35,
+            num_drafts=10,
+            num_draft_tokens=20,
+            num_accepted_tokens=15,
+            accepted_by_position=(9, 6),
         )
         self.script: Script = lambda request: says("Hello there.")
         self.requests: list[Submitted] = []

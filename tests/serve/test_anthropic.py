@@ -204,7 +204,9 @@ def test_one_call_at_a_time(server: Running, http: httpx.Client) -> None:
         {"system": "Be brief."},
         {"tools": [WEATHER]},
         {"tools": [WEATHER], "tool_choice": {"type": "none"}},
+        {"tools": [WEATHER], "tool_choice": {"type": "any"}},
         {"thinking": THINKING},
+        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
         {"messages": [*HI, {"role": "assistant", "content": "Hello."}, *HI]},
     ],
 )
@@ -264,6 +266,10 @@ def error_of(response: httpx.Response, status: int, kind: str) -> str:
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"thinking": {"type": "maybe"}}, "thinking.type"),
         ({"temperature": 3}, "temperature"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "x"}}}},
+            "output_config.format",
+        ),
         ({"messages": [{"role": "user", "content": "long " * 600}]}, "maximum context length"),
     ],
 )
@@ -295,7 +301,7 @@ def test_errors_of_the_server_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         broken = httpx.post(running.url + PATH, json=BODY, headers=known)
         assert error_of(broken, 500, "api_error") == "It broke."
 
-        def refuse(*arguments: Any, **named: Any) -> Any:
+        def refuse(*arguments: Any, **options: Any) -> Any:
             raise EngineDraining("Later.")
 
         monkeypatch.setattr(running.engine, "submit", refuse)

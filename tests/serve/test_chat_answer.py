@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from glm_portable.engine.types import Delta, joined
 from tests.serve.conversation import CALL, HI, THOUGHT, WEATHER, chat, folded
 from tests.serve.fake_engine import TOKENIZER, Running, says
 
@@ -186,10 +187,11 @@ def test_no_line_break_hides_in_an_event(server: Running, http: httpx.Client) ->
     [("\n<think>A greeting.</think>\nHello!", "<think>A greeting.</think>"), ("Hello!", "")],
 )
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("at_once", [1, 4])
 def test_the_tokens_of_the_thinking_are_counted(
-    server: Running, client: openai.OpenAI, text: str, reasoning: str, stream: bool
+    server: Running, client: openai.OpenAI, text: str, reasoning: str, stream: bool, at_once: int
 ) -> None:
-    server.engine.script = lambda request: says(text)
+    server.engine.script = lambda request: drafted(says(text), at_once)
     if stream:
         options = {"include_usage": True, "continuous_usage_stats": True}
         chunks = list(chat(client, stream=True, stream_options=options))
@@ -200,3 +202,30 @@ def test_the_tokens_of_the_thinking_are_counted(
         usage = chat(client).usage
     wanted = len(TOKENIZER.encode(reasoning))
     assert usage.completion_tokens_details.reasoning_tokens == wanted < usage.completion_tokens
+
+
+def drafted(deltas: list[Delta], at_once: int) -> list[Delta]:
+    """The first alone and then as many at once as a step with drafts may give."""
+    groups = [deltas[i : i + at_once] for i in range(1, len(deltas), at_once)]
+    return [deltas[0], *map(joined, groups)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_after_the_only_call_are_not_counted_when_they_came_with_it(
+    server: Running, client: openai.OpenAI, stream: bool
+) -> None:
+    counts = []
+    said = says(f"{CALL}\n{CALL} And so on, and on.")
+    for at_once in (1, 7):
+        server.engine.script = lambda request, n=at_once: drafted(said, n)  # type: ignore[misc]
+        options: dict[str, Any] = {"tools": [WEATHER], "parallel_tool_calls": False}
+        if stream:
+            options["stream_options"] = {"include_usage": True}
+            counts.append(list(chat(client, stream=True, **options))[-1].usage.completion_tokens)
+        else:
+            answer = chat(client, logprobs=True, **options)
+            assert len(answer.choices[0].message.tool_calls or []) == 1
+            assert answer.choices[0].finish_reason == "tool_calls"
+            counts.append(answer.usage.completion_tokens)
+            assert len(answer.choices[0].logprobs.content) == counts[-1]
+    assert counts[0] == counts[1] < len(said)

@@ -255,7 +255,7 @@ def test_openai_python_sees_the_failure_of_a_stream(server: Running, client: ope
 def test_a_defect_is_a_500_that_tells_nothing(
     server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: Any) -> int:
+    def broken(*arguments: Any, **options: Any) -> int:
         raise ZeroDivisionError("secret")
 
     monkeypatch.setattr(server.engine, "submit", broken)

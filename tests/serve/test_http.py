@@ -1,6 +1,7 @@
 """Keys, limits, ids, cross-origin rules and the small endpoints."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -78,6 +79,9 @@ def test_the_description_is_complete(http: httpx.Client) -> None:
     assert "text/event-stream" in chat_post["responses"]["200"]["content"]
     names = {text.split('"')[0] for text in json.dumps(document).split("#/components/schemas/")[1:]}
     assert names <= set(schemas)
+    assert not re.search(r'"[gl][et]": ', json.dumps(document))  # pydantic's own, no JSON Schema
+    choices, _ = schemas["ChatRequest"]["properties"]["n"]["anyOf"]
+    assert choices == {"type": "integer", "minimum": 1, "maximum": 16}
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ def test_arguments_that_are_no_object_name_the_call(arguments: Any) -> None:
         ([{"role": "user", "content": [{"type": "input_audio"}]}], "'input_audio', but this model"),
         ([{"role": "user", "content": [{"type": "text", "text": None}]}], r"\.text must be a str"),
         ([{"role": "assistant", "tool_calls": {"name": "f"}}], r"tool_calls must be a list"),
+        ([{"role": "user", "tool_calls": {}}], r"tool_calls must be a list"),
+        ([{"role": "user", "reasoning_content": 5}], r"reasoning_content must be a string"),
         ([{"role": "assistant", "tool_calls": ["f"]}], r"tool_calls\[0\] must be an object"),
         ([{"role": "assistant", "tool_calls": [{"function": {}}]}], r"\[0\] must be an object"),
     ],

@@ -1,5 +1,7 @@
 """/openapi.json describes every endpoint as it is."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -91,3 +93,11 @@ IGNORED: dict[str, Any] = {
 def test_fields_that_change_nothing_are_accepted(http: httpx.Client, path: str) -> None:
     response = http.post(path, json=IGNORED | BODIES[path])
     assert response.status_code == 200, response.text
+
+
+def test_every_endpoint_is_in_the_documentation(document: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving-api.md").read_text(encoding="utf-8")
+    rooted = {path.removeprefix("/v1") for path in document["paths"] if "token" in path}
+    for path in {path for path in document["paths"] if path.startswith("/v1")} | rooted:
+        if path not in {f"/v1{other}" for other in rooted}:
+            assert re.sub(r"\{.*\}", "{id}", path) in text, path

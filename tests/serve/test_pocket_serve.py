@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -238,6 +239,43 @@ def test_the_score_of_a_text_is_that_of_generating_it(pocket: Pocket) -> None:
         for token, entries in zip(continued[1:], scored.prompt_logprobs[1:], strict=True)
     ]
     assert set(ranks[len(prompt) - 1 :]) == {1} != set(ranks)
+
+
+def test_anthropics_client(pocket: Pocket) -> None:
+    question: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    tool: Any = {**WEATHER["function"], "input_schema": WEATHER["function"]["parameters"]}
+    options: Any = {"model": "glm-pocket", "max_tokens": 200, "tools": [tool]}
+    options["thinking"] = {"type": "enabled", "budget_tokens": 1024}
+    options["extra_body"] = {"temperature": 0}  # of which the client has no parameter
+    with anthropic.Anthropic(base_url=pocket.url, api_key="EMPTY", max_retries=0) as client:
+        counted = client.messages.count_tokens(
+            model="glm-pocket", messages=question, tools=[tool], thinking=options["thinking"]
+        )
+        with client.messages.stream(messages=question, **options) as stream:
+            first = stream.get_final_message()
+        call = first.content[-1]
+        assert call.type == "tool_use" and call.input == {"city": "Paris"}
+        assert first.usage.input_tokens == counted.input_tokens
+        result = json.dumps({"city": "Paris", "weather": "sunny", "temperature": 21})
+        answer: Any = {"type": "tool_result", "tool_use_id": call.id, "content": result}
+        history = [
+            *question,
+            {"role": "assistant", "content": first.content},
+            {"role": "user", "content": [answer]},
+        ]
+        last = client.messages.create(messages=history, **options)
+    assert last.content[-1].type == "text" and "sunny" in last.content[-1].text
+    assert last.stop_reason == "end_turn"
+
+
+def test_the_responses_api(pocket: Pocket) -> None:
+    options: Any = {"model": "glm-pocket", "temperature": 0, "max_output_tokens": 200}
+    whole = pocket.client.responses.create(input="What is 17 + 25?", **options)
+    assert whole.output_text == "17 + 25 = 42"
+    assert [item.type for item in whole.output] == ["reasoning", "message"]
+    with pocket.client.responses.stream(input="What is 17 + 25?", **options) as stream:
+        last = stream.get_final_response()
+    assert last.output_text == whole.output_text and last.usage == whole.usage
 
 
 def glm_ids(text: str) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import openai
+import pydantic
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -200,6 +201,24 @@ def test_a_conversation_goes_on(server: Running, client: openai.OpenAI) -> None:
     assert prompt.index(CALL) < prompt.index("sunny")
 
 
+class City(pydantic.BaseModel):
+    name: str
+    millions: float
+
+
+def test_the_client_parses_an_answer_of_a_format(server: Running, client: openai.OpenAI) -> None:
+    server.engine.script = lambda request: says('{"name": "Bonn", "millions": 0.3}')
+    off: Any = {"model": "pocket", "reasoning": {"effort": "none"}}
+    answer = client.responses.parse(input="Where?", text_format=City, **off)
+    assert answer.output_parsed == City(name="Bonn", millions=0.3)
+    assert server.engine.requests[0].params.grammar is not None
+    with client.responses.stream(input="Where?", text_format=City, **off) as stream:
+        assert stream.get_final_response().output_parsed == answer.output_parsed
+    plain = client.responses.create(input="Hi", text={"format": {"type": "text"}}, **off)
+    assert plain.text and plain.text.format and plain.text.format.type == "text"
+    assert server.engine.requests[2].params.grammar is None
+
+
 def test_cache_hits_are_told(server: Running, http: httpx.Client) -> None:
     def cached(request: Any) -> list[Delta]:
         first, *rest = says("Hello.")
@@ -234,6 +253,10 @@ def test_cache_hits_are_told(server: Running, http: httpx.Client) -> None:
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "x"}}, "'x'"),
         ({"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
         ({"text": {"format": {"type": "json_schema"}}}, "a name and a schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "x"}}}},
+            "text.format",
+        ),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"input": "long " * 600}, "maximum context length"),

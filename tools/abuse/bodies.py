@@ -1,7 +1,7 @@
 """Bodies that are wrong, or right and expensive."""
 
 import json
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 from tools.abuse.target import CHAT, QUESTION, TALK, VALID, Target
@@ -89,7 +89,7 @@ async def control_tokens(target: Target, share: int) -> None:
 async def large(target: Target, share: int) -> None:
     """Large, but within the body's limit."""
     many = 20_000
-    for body in (
+    bodies: list[dict[str, Any]] = [
         {"messages": TALK * many},
         _asking("word " * 200_000),
         _asking([{"type": "text", "text": "a"}] * many),
@@ -100,10 +100,11 @@ async def large(target: Target, share: int) -> None:
         QUESTION | {"model": "m" * 2**20},
         QUESTION | {"x" * 2**20: 1},
         QUESTION | {"metadata": {str(i): "a" for i in range(many)}},
-    ):
-        await target.post(CHAT, body, f"{', '.join(map(str, body))[:60]}, {sys.getsizeof(body)}")
-    for prompt in ([5] * 1_000_000, [[5]] * many, ["a"] * many):
-        await target.post("/v1/completions", {"prompt": prompt, "max_tokens": 1}, "a long list")
+        *({"prompt": prompt} for prompt in ([5] * 1_000_000, [[5]] * many, ["a"] * many)),
+    ]
+    for body in bodies[::share]:
+        path = "/v1/completions" if "prompt" in body else CHAT
+        await target.post(path, body, f"large: {', '.join(map(str, body))[:60]}")
 
 
 def _nested(depth: int, wrap: str) -> Any:
@@ -154,25 +155,34 @@ EXPRESSIONS = {
 
 async def schema_bombs(target: Target, share: int) -> None:
     """Schemas, patterns and grammars made to be slow or large, wherever one can be sent."""
+    for what, body in [*_schema_bombs(), *_expression_bombs(), *_deep_bombs()][::share]:
+        await target.post(CHAT, body, what)
+
+
+def _schema_bombs() -> Iterator[tuple[str, Any]]:
     for name, schema in SCHEMAS.items():
         form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-        await target.post(CHAT, VALID[CHAT] | {"response_format": form}, f"schema: {name}")
-        strict = _tool(schema, strict=True)
+        yield f"schema: {name}", VALID[CHAT] | {"response_format": form}
         for choice in ("auto", "required"):
-            tools = {"tools": [strict], "tool_choice": choice}
-            await target.post(CHAT, VALID[CHAT] | tools, f"tool, {choice}: {name}")
+            tools = {"tools": [_tool(schema, strict=True)], "tool_choice": choice}
+            yield f"tool, {choice}: {name}", VALID[CHAT] | tools
+
+
+def _expression_bombs() -> Iterator[tuple[str, Any]]:
     for kind, expressions in EXPRESSIONS.items():
         for expression in expressions:
             for extra in (
                 {f"guided_{kind}": expression},
                 {"structured_outputs": {kind: expression}},
             ):
-                await target.post(CHAT, VALID[CHAT] | extra, f"{kind} {str(expression)[:40]}")
+                yield f"{kind} {str(expression)[:40]}", VALID[CHAT] | extra
+
+
+def _deep_bombs() -> Iterator[tuple[str, bytes]]:
     for wrap in ('{"properties": {"a": *}}', '{"items": *}', '{"anyOf": [*]}', '{"not": *}'):
         for depth in (50, 5000):
-            schema = _nested(depth, wrap)
-            for body in _bodies_around(schema):
-                await target.post(CHAT, body.encode(), f"{depth} levels of {wrap}")
+            for body in _bodies_around(_nested(depth, wrap)):
+                yield f"{depth} levels of {wrap}", body.encode()
 
 
 def _bodies_around(schema: str) -> list[str]:

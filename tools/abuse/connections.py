@@ -94,13 +94,13 @@ async def odd_http(target: Target, share: int) -> None:
 async def slow_writers(target: Target, share: int) -> None:
     """Heads and bodies that come one byte at a time: the others are answered meanwhile."""
     whole = request(QUESTION)
-    await _meanwhile(target, [whole[:20]] * SLOW, whole[20:40])
-    await _meanwhile(target, [whole[:-20]] * SLOW, whole[-20:-1])
+    await _meanwhile(target, [whole[:20]] * (max(1, SLOW // share)), whole[20:40])
+    await _meanwhile(target, [whole[:-20]] * (max(1, SLOW // share)), whole[-20:-1])
 
 
 async def slow_readers(target: Target, share: int) -> None:
     """Streams that nobody reads: the others are answered meanwhile."""
-    await _meanwhile(target, [request(ENDLESS | {"stream": True})] * (SLOW // share), b"")
+    await _meanwhile(target, [request(ENDLESS | {"stream": True})] * (max(1, SLOW // share)), b"")
 
 
 async def _meanwhile(target: Target, openings: Iterable[bytes], drops: bytes) -> None:
@@ -126,7 +126,7 @@ async def disconnects(target: Target, share: int) -> None:
         (request(ENDLESS)[:-5], False),
         (request(ENDLESS)[:30], False),
     )
-    for batch in range(10 // share):
+    for batch in range(max(1, 10 // share)):
         leaving: list[Awaitable[None]] = []
         for i in range(50):
             data, reads = kinds[i % len(kinds)]

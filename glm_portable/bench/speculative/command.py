@@ -19,6 +19,11 @@ from glm_portable.options import config_option, option
 )
 @option("--revision", help="Branch, tag or commit, for a MODEL on a hub.")
 @option("--threads", type=int, default=0, help="0 for torch's choice.")
+@option(
+    "--processor-time",
+    is_flag=True,
+    help="Of one thread, instead of time: for a machine that does other things meanwhile.",
+)
 @option("--most", type=click.IntRange(1, 5), default=5, help="Measure 1 to so many drafts.")
 @option("--batch", type=click.IntRange(1), default=1, help="Questions answered at once.")
 @option("--questions", type=click.IntRange(1), default=8, help="How many to answer.")

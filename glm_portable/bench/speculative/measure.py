@@ -28,6 +28,7 @@ from glm_portable.model import Model, has_mtp
 from glm_portable.ops import KVCache, Ops, Step
 
 T = TypeVar("T")
+Clock = Callable[[], float]
 
 RANDOM_PROMPT = 32
 """Tokens of a prompt for a checkpoint without a tokenizer."""
@@ -45,20 +46,26 @@ class NoText:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what to ask it. ask: makes so many prompts. stream: the decoder of an answer."""
+    """A model and what to ask it.
+
+    ask: makes so many prompts. stream: makes the decoder of an answer. clock: in seconds.
+    """
 
     model: Model
     vocab_size: int
     ask: Callable[[int], list[list[int]]]
     stream: Callable[[], TextDecoder]
+    clock: Clock = time.perf_counter
 
 
-def load(folder: Path, backend: str, dtype: str) -> Subject:
+def load(folder: Path, backend: str, dtype: str, clock: Clock = time.perf_counter) -> Subject:
     """To ask held-out questions, or random tokens if there is no tokenizer. Raises UsageError."""
     if (folder / "tokenizer.json").exists():
         glm = GLM.load(folder, backend=backend, dtype=dtype, speculative_config=SpeculativeConfig())
         size = min(glm.tokenizer.vocab_size, glm.model.config.vocab_size)
-        return Subject(glm.model, size, lambda count: _questions(glm, count), glm.tokenizer.stream)
+        return Subject(
+            glm.model, size, lambda count: _questions(glm, count), glm.tokenizer.stream, clock
+        )
     config, chosen = ModelConfig.load(folder), ops.load(backend)
     weights = Checkpoint(folder, config, dtype=DTYPES[dtype], device=chosen.device)
     if not has_mtp(config, weights):
@@ -71,7 +78,7 @@ def load(folder: Path, backend: str, dtype: str) -> Subject:
         ).tolist()
         return ids
 
-    return Subject(Model(config, chosen, weights), config.vocab_size, random, NoText)
+    return Subject(Model(config, chosen, weights), config.vocab_size, random, NoText, clock)
 
 
 def _questions(glm: GLM, count: int) -> list[list[int]]:
@@ -89,8 +96,8 @@ def _questions(glm: GLM, count: int) -> list[list[int]]:
 class Clocked:
     """The model, with the seconds that its passes take."""
 
-    def __init__(self, model: Model) -> None:
-        self._model, self.has_mtp = model, model.has_mtp
+    def __init__(self, model: Model, clock: Clock = time.perf_counter) -> None:
+        self._model, self.has_mtp, self._clock = model, model.has_mtp, clock
         self.computed, self.verifying, self.drafting, self.draft_passes = 0, 0.0, 0.0, 0
 
     @property
@@ -131,11 +138,11 @@ class Clocked:
         return logits_TV
 
     def _timed(self, run: Callable[[], T]) -> tuple[T, float]:
-        begin = time.perf_counter()
+        begin = self._clock()
         value = run()
         if self.ops.device.type != "cpu":
             torch.accelerator.synchronize()
-        return value, time.perf_counter() - begin
+        return value, self._clock() - begin
 
 
 @dataclass(frozen=True)
@@ -214,7 +221,8 @@ class Group:
     def __init__(
         self, mode: Mode, subject: Subject, prompts: Sequence[list[int]], max_tokens: int
     ) -> None:
-        self._mode, self._model = mode, Clocked(subject.model)
+        self._mode, self._clock = mode, subject.clock
+        self._model = Clocked(subject.model, subject.clock)
         page_size = subject.model.ops.page_size
         lengths = [len(prompt) + max_tokens for prompt in prompts]
         window = subject.model.config.max_position_embeddings
@@ -242,20 +250,20 @@ class Group:
         return self._core.stats()
 
     def run(self) -> None:
-        begin = time.perf_counter()
+        begin = self._clock()
         while not all(self.answers):
             self._core.step()
-        first = time.perf_counter()
+        first = self._clock()
         while self._core.requests:
             self._step()
-        end = time.perf_counter()
+        end = self._clock()
         self.decode, self.whole = end - first, end - begin
 
     def _step(self) -> None:
         rows = len(self._core.requests)
-        begin = time.perf_counter()
+        begin = self._clock()
         self._core.step()
-        seconds = time.perf_counter() - begin
+        seconds = self._clock() - begin
         self.rows += rows
         model = self._model
         if model.computed == len(self.answers) * (self._mode.k + 1):

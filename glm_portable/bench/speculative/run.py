@@ -1,6 +1,7 @@
 """Takes the modes in turn, so that a machine that slows down slows all, and prints the table."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from glm_portable import hub, pocket
 from glm_portable.bench.speculative.break_even import least_acceptance
 from glm_portable.bench.speculative.measure import Mode, Subject, load
 from glm_portable.engine.speculative import Chain, SpeculativeConfig
+from glm_portable.errors import UsageError
 
 TOGETHER = 16
 """Questions answered at once where no time is taken."""
@@ -54,6 +56,7 @@ def run_bench(
     dtype: str = "bfloat16",
     revision: str | None = None,
     threads: int = 0,
+    processor_time: bool = False,
     most: int = 5,
     batch: int = 1,
     questions: int = 8,
@@ -62,11 +65,18 @@ def run_bench(
     chain_questions: int = 0,
     json_path: Path | None = None,
 ) -> None:
-    """Measure MODEL (None: the pocket model) and print; raises UsageError for bad input."""
+    """Measure MODEL (None: the pocket model) and print; raises UsageError for bad input.
+
+    processor_time: of this process instead of time, which others on the machine lengthen; with one
+    thread on a CPU it is what the time would be without them.
+    """
     if threads:
         torch.set_num_threads(threads)
     folder = pocket.FOLDER if model is None else hub.resolve(model, revision)
-    subject = load(folder, backend, dtype)
+    clock = time.process_time if processor_time else time.perf_counter
+    subject = load(folder, backend, dtype, clock)
+    if processor_time and (torch.get_num_threads() > 1 or subject.model.ops.device.type != "cpu"):
+        raise UsageError("--processor-time tells the time of one thread on a CPU: use --threads 1.")
     modes = measure(subject, subject.ask(questions), most, batch, max_tokens, repeats)
     rows = [row(mode, modes[0]) for mode in modes]
     name = f"{folder.name}, {dtype}, {subject.model.ops.name}"

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
-from glm_portable.errors import UsageError
 from glm_portable.serve.anthropic.history import chat_messages
 from glm_portable.serve.anthropic.schema import CHOICE, MESSAGE, SYSTEM, TOOL
-from glm_portable.serve.errors import from_usage_error, from_validation
-from glm_portable.serve.fields import MAX_MESSAGES, Integer, PositiveCount, Stops
+from glm_portable.serve.converted import convert
+from glm_portable.serve.fields import MAX_MESSAGES, WHOLE, PositiveCount, Stops
 from glm_portable.serve.protocol import ChatRequest, Strict
 from glm_portable.serve.tools import MAX_TOOLS
 
@@ -88,12 +87,7 @@ class CountTokensRequest(Strict):
 
     def chat(self) -> ChatRequest:
         """The same request to /v1/chat/completions. Raises ApiError."""
-        try:
-            return ChatRequest.model_validate(self._fields())
-        except UsageError as error:
-            raise from_usage_error(error) from None
-        except ValidationError as error:
-            raise from_validation(error) from None
+        return convert(self._fields)
 
     def _fields(self) -> dict[str, Any]:
         """Without `thinking` there is none, as in Anthropic's API."""
@@ -112,8 +106,8 @@ class CountTokensRequest(Strict):
             "chat_template_kwargs": self.chat_template_kwargs,
         }
         if self.output_config is not None and self.output_config.format is not None:
-            schema = {"name": "output", "schema": self.output_config.format.format_schema}
-            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+            given = self.output_config.format.model_dump(by_alias=True)
+            fields["own_format"] = ("output_config.format", given)
         return fields
 
 
@@ -125,7 +119,7 @@ class MessagesRequest(CountTokensRequest):
     stop_sequences: Stops = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Integer, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     cache_control: Any = None
 
     def _fields(self) -> dict[str, Any]:

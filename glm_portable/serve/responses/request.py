@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from glm_portable.errors import UsageError
-from glm_portable.serve.errors import from_usage_error, from_validation
+from glm_portable.serve.converted import convert
 from glm_portable.serve.fields import MAX_MESSAGES, PositiveCount, Seed
 from glm_portable.serve.protocol import ChatRequest, Strict
 from glm_portable.serve.responses.history import chat_messages
@@ -71,14 +70,8 @@ class TextFormat(Strict):
             raise ValueError("of type json_schema should have a name and a schema")
         return self
 
-    def chat(self) -> dict[str, Any]:
-        """As response_format."""
-        if self.type != "json_schema":
-            return {"type": self.type}
-        return {"type": self.type, "json_schema": self.shown(exclude={"type"})}
-
-    def shown(self, exclude: set[str] | None = None) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True, by_alias=True, exclude=exclude)
+    def shown(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True, by_alias=True)
 
 
 class Text(Strict):
@@ -133,12 +126,7 @@ class ResponsesRequest(Strict):
 
     def chat(self) -> ChatRequest:
         """The same request to /v1/chat/completions. Raises ApiError."""
-        try:
-            return ChatRequest.model_validate(self._fields())
-        except UsageError as error:
-            raise from_usage_error(error) from None
-        except ValidationError as error:
-            raise from_validation(error) from None
+        return convert(self._fields)
 
     def _fields(self) -> dict[str, Any]:
         choice = self.tool_choice
@@ -158,7 +146,7 @@ class ResponsesRequest(Strict):
             "chat_template_kwargs": self.chat_template_kwargs,
         }
         if self.text is not None and self.text.format is not None:
-            fields["response_format"] = self.text.format.chat()
+            fields["own_format"] = ("text.format", self.text.format.shown())
         return fields
 
     def shown(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ that reads as JSON of another declared type is that value. Of other tools' calls
 enforced.
 """
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +25,20 @@ _PARAMETERS_MAY_HAVE = frozenset(
     "type properties required additionalProperties $defs definitions".split()
 )
 
-_OTHER_KINDS = {
+_INTEGER = "-?(0|[1-9][0-9]*)"
+_SCALARS = {
     "null": "null",
     "boolean": "true|false",
-    "integer": r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?",
-    "number": r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?",
+    "integer": _INTEGER,
+    "number": rf"{_INTEGER}(\.[0-9]+)?([eE][+-]?[0-9]+)?",
+}
+_NUMBER_BOUNDS = frozenset(
+    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split(),
+)
+_SET_TEXTS = frozenset("const enum pattern format".split())
+_OTHER_KINDS = {
+    **_SCALARS,
+    "integer": _SCALARS["number"],  # 1.0 and 1e2 are integers to JSON Schema
     "array": r"\[(?s:.*)",
     "object": r"\{(?s:.*)",
 }
@@ -97,31 +108,32 @@ class Calls:
         start = grammar.literal(function["name"] + self._tags.after_name)
         end = grammar.literal(END_CALL)
         if is_strict(tool):
-            self._strict(arguments, f"{place}.function.parameters", function.get("parameters"))
-            self._rules.append(f"{rule}_rest: {arguments}::0x0 {end}")
+            where = f"{place}.function.parameters"
+            written = self._strict(arguments, where, function.get("parameters"))
         else:
-            self._any(arguments, declared_names(function.get("parameters")))
-            self._rules.append(f"{rule}_rest: {arguments}* {end}")
+            written = self._any(arguments, declared_names(function.get("parameters")))
+        self._rules.append(f"{rule}_rest: {written} {end}")
         self._rules.append(f"{rule}: {start} {rule}_rest")
         return rule
 
-    def _any(self, rule: str, names: Sequence[str]) -> None:
-        """An argument of a declared name, if there are any, and any text as its value."""
+    def _any(self, rule: str, names: Sequence[str]) -> str:
+        """Arguments of declared names, if there are any, and any text as their values."""
         name = " | ".join(map(grammar.literal, names)) or grammar.regex(r"[^<\s][^<\n]{0,255}")
         self._rules.append(f"{rule}: {rule.upper()}")
         before, after = grammar.literal(KEY), grammar.literal(END_KEY + self._tags.between + VALUE)
         value = f"({grammar.without(END_VALUE)}) {self._end}"
         self._rules.append(f"{rule.upper()}: {before} ({name}) {after} {value}")
+        return f"{rule}*"
 
-    def _strict(self, rule: str, place: str, parameters: Any) -> None:
+    def _strict(self, rule: str, place: str, parameters: Any) -> str:
+        """The declared arguments; the bits of the rule's parameter are those that have come."""
         schema = checked(parameters or {}, place, strict=False)
         properties, required = _shape(schema, place)
-        bits = [index for index, name in enumerate(properties) if name in required]
-        met = [f"bit_set({bit})" for bit in bits] or ["true()"]
-        done = met[0]
-        for condition in met[1:]:
-            done = f"and({done}, {condition})"
-        lines = [f'{rule}::_: "" %if {done}']
+        done = ""
+        for bit, name in enumerate(properties):
+            if name in required:
+                done = f"and({done}, bit_set({bit}))" if done else f"bit_set({bit})"
+        lines = [f'{rule}::_: ""' + (f" %if {done}" if done else "")]
         tool_schema = ToolSchema(schema)
         for bit, (name, value) in enumerate(properties.items()):
             start = f"{KEY}{name}{END_KEY}{self._tags.between}{VALUE}"
@@ -130,29 +142,31 @@ class Calls:
             lines.append(f"  | {grammar.literal(start)} {then}")
             types = tool_schema.types(name)
             self._value(argument, f"{place}.properties.{name}", schema, value, types)
-        self._rules += lines
+        self._rules += lines if properties else []
+        return f"{rule}::0x0" if properties else ""
 
     def _value(
         self, rule: str, place: str, root: Mapping[str, Any], schema: Any, types: frozenset[str]
     ) -> None:
-        """A value and the end of it, of the types as which it will be read."""
+        """A value and the end of it, of the types as which it will be read.
+
+        Beside a string the scalars are texts as well: the library's lexer takes the longest match,
+        and a string can go on where a number has ended.
+        """
         options = []
         if "string" in types:
             texts = list(_Texts(root, types - {"string"}, place).of(schema))
-            terminal = rule.upper()
             if texts:
-                self._rules.append(f"{terminal}: ({' | '.join(texts)}) {self._end}")
-                options.append(terminal)
-        if types != {"string"}:
+                options.append(rule.upper())
+                self._rules.append(f"{rule.upper()}: ({' | '.join(texts)}) {self._end}")
+        in_json = types & {"object", "array"} if "string" in types else types
+        if in_json or not types:
             value = _with_definitions(root, schema)
             if "string" in types:
-                value = {
-                    "allOf": [value, {"type": sorted(types - {"string"})}],
-                    **_definitions(root),
-                }
+                value = {"allOf": [value, {"type": sorted(in_json)}], **_definitions(root)}
             options.append(f"{rule}_json {self._end}")
-            self._rules.append(f"{rule}_json: {grammar.json_value(value)}")
-        if not options:
+            self._rules.append(f"{rule}_json: {grammar.json_value(_without_end(value))}")
+        if not options or schema is False:
             raise bad_request(f"{place} cannot be satisfied by any value.", place)
         self._rules.append(f"{rule}: {' | '.join(options)}")
 
@@ -193,6 +207,37 @@ def _definitions(root: Mapping[str, Any]) -> dict[str, Any]:
     return {name: root[name] for name in ("$defs", "definitions") if name in root}
 
 
+def _never(tag: str) -> str:
+    """A pattern of text without a tag that has its only "<" at the front."""
+    sizes = range(1, len(tag))
+    begun = f"(?:{'|'.join(re.escape(tag[:size]) for size in sizes)})*"
+    other = "|".join(f"{re.escape(tag[:size])}[^<{re.escape(tag[size])}]" for size in sizes)
+    return f"^(?:[^<]|{begun}(?:{other}))*{begun}$"
+
+
+_OF_NAMES = frozenset("properties patternProperties $defs definitions".split())
+_OF_SCHEMAS = frozenset("anyOf oneOf allOf prefixItems".split())
+_OF_ONE = frozenset("items additionalProperties".split())
+
+
+def _without_end(schema: Any) -> Any:
+    """The schema, its free strings without the tag that would end the value around them."""
+    if not isinstance(schema, Mapping):
+        return schema
+    copy: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in _OF_NAMES:
+            value = {name: _without_end(item) for name, item in value.items()}
+        elif keyword in _OF_SCHEMAS:
+            value = [_without_end(item) for item in value]
+        elif keyword in _OF_ONE:
+            value = _without_end(value)
+        copy[keyword] = value
+    if "string" in schema.get("type", ()) and not _SET_TEXTS & set(schema):
+        copy["pattern"] = _never(END_VALUE)
+    return copy
+
+
 def _with_definitions(root: Mapping[str, Any], schema: Any) -> dict[str, Any]:
     if isinstance(schema, bool):
         return {} if schema else {"allOf": [False]}
@@ -215,15 +260,16 @@ class _Texts:
         if "const" in schema or "enum" in schema:
             yield from map(grammar.literal, self._literals(schema))
             return
-        names = schema.get("type", "string")
         for union in ("anyOf", "oneOf", "allOf"):
             if union in schema:
                 self._check_alone(schema, union, depth)
                 for branch in schema[union]:
                     yield from self.of(branch, depth + 1)
                 return
+        names = schema.get("type", "string")
         if "string" in names:
             yield f"({self._bare(schema)})"
+        yield from self._scalars(schema, [names] if isinstance(names, str) else names)
 
     def _resolved(self, schema: Any) -> Any:
         for _ in range(8):
@@ -254,13 +300,27 @@ class _Texts:
             )
 
     def _literals(self, schema: Mapping[str, Any]) -> Iterator[str]:
-        for text in [schema["const"]] if "const" in schema else schema["enum"]:
-            if isinstance(text, str) and not kinds_of_json(text) & self._others:
-                if END_VALUE in text:
+        for value in [schema["const"]] if "const" in schema else schema["enum"]:
+            if not isinstance(value, str):
+                if not isinstance(value, list | Mapping):
+                    yield json.dumps(value)
+            elif not kinds_of_json(value) & self._others:
+                if END_VALUE in value:
+                    problem = f"has a value that holds {END_VALUE}"
+                    raise bad_request(f"{self._place} {problem}.", self._place)
+                yield value
+
+    def _scalars(self, schema: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+        for name in names:
+            if name in ("integer", "number"):
+                for bound in _NUMBER_BOUNDS & set(schema):
                     raise bad_request(
-                        f"{self._place} has a value that holds {END_VALUE}.", self._place
+                        f"{self._place} uses {bound}, which is not supported for a number that may "
+                        "be a string instead.",
+                        self._place,
                     )
-                yield text
+            if name in _SCALARS:
+                yield grammar.regex(_SCALARS[name])
 
     def _bare(self, schema: Mapping[str, Any]) -> str:
         parts = [grammar.without(END_VALUE)]

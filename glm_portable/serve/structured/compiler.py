@@ -11,7 +11,7 @@ from functools import cached_property
 
 from glm_portable.engine.grammar import Grammar, GrammarError, TokenTable, Vocabulary
 from glm_portable.serve.errors import ApiError, bad_request
-from glm_portable.serve.structured.probe import Probe
+from glm_portable.serve.structured.probe import CPU_S, Probe
 from glm_portable.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -44,13 +44,18 @@ class Compiler:
     What has been compiled is kept, and so is what was refused; the least recently used go first.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, cpu_s: float = CPU_S) -> None:
+        """cpu_s: seconds of processor time that trying a grammar may take."""
+        self._tokenizer, self._cpu_s = tokenizer, cpu_s
         self._writers = ThreadPoolExecutor(4, thread_name_prefix="grammar-text")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._kept: OrderedDict[str, Grammar | str] = OrderedDict()
         self._characters = self._waiting = 0
         self._lock = threading.Lock()  # guards what is kept
+
+    def prepare(self) -> None:
+        """Make ready what the first grammar needs: for a large vocabulary that takes seconds."""
+        self._thread.submit(self._compile, 'start: ""')
 
     async def compile(self, write: Callable[[], Wanted]) -> Grammar:
         """The grammar that `write` writes. Raises ApiError: of `write`, 400, or 503.
@@ -103,15 +108,13 @@ class Compiler:
             while len(self._kept) > MAX_KEPT or self._characters > MAX_KEPT_CHARACTERS:
                 self._characters -= len(self._kept.popitem(last=False)[0])
 
-    # Made when first needed: for a large vocabulary they take seconds.
-
     @cached_property
     def _table(self) -> TokenTable:
         return token_table(self._tokenizer)
 
     @cached_property
     def _probe(self) -> Probe:
-        return Probe(self._table)
+        return Probe(self._table, self._cpu_s)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

@@ -64,9 +64,9 @@ def format_of(body: Mapping[str, Any]) -> Format | None:
     return found[0] if found else None
 
 
-def text_format(value: Any) -> Format | None:
+def text_format(value: Any, field: str = "text.format") -> Format | None:
     """The format that the Responses API has in text.format. Raises ApiError."""
-    found = _response_format(value, "text.format")
+    found = _response_format(value, field)
     return found[0] if found else None
 
 

@@ -45,8 +45,8 @@ class Probe:
     It starts when it is first needed, and again after a grammar has ended it.
     """
 
-    def __init__(self, table: TokenTable) -> None:
-        self._table = table
+    def __init__(self, table: TokenTable, cpu_s: float = CPU_S) -> None:
+        self._table, self._cpu_s = table, cpu_s
         self._lock = threading.Lock()  # one job at a time
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -84,7 +84,7 @@ class Probe:
                 env={**environ, "PYTHONPATH": str(root)},
             )
             weakref.finalize(self, _end, process)
-            if _ask(process, _packed(self._table)) is None:
+            if _ask(process, _packed(self._table) | {"cpu_s": self._cpu_s}) is None:
                 raise RuntimeError(f"the grammar probe did not start: exit code {process.wait()}")
             self._process = process
         return self._process
@@ -121,13 +121,15 @@ def main() -> None:
     """The process itself: a token table comes first, then grammars, one JSON text a line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the server's children too
     logging.disable()  # the server logs why a grammar was refused
-    vocabulary = Vocabulary(_unpacked(json.loads(sys.stdin.readline())))
+    setup = json.loads(sys.stdin.readline())
+    vocabulary = Vocabulary(_unpacked(setup))
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer()
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)  # SIGPROF ends a process, whatever it is doing
+        # SIGPROF ends a process, whatever it is doing.
+        signal.setitimer(signal.ITIMER_PROF, setup["cpu_s"])
         try:
             result = do(vocabulary, json.loads(line))
         except GrammarError as error:

@@ -80,26 +80,27 @@ _TOKEN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}|
 
 
 def _repeats(pattern: str) -> int:
-    """How many atoms the pattern has once its counted groups are written out."""
-    sums, last = [0], 0
+    """How many characters the pattern has once its repeated groups are written out.
+
+    A repeated single character, which is cheap at any count, counts only within a repeated group.
+    """
+    groups: list[list[int]] = [[0, 0]]  # of each open one: the count, and with every repeat
+    last = [0, 0]
     for found in _TOKEN.finditer(pattern):
-        text = found.group()
-        if text == "(":
-            sums[-1] += last
-            sums.append(0)
-            last = 0
-        elif text == ")" and len(sums) > 1:
-            inner = sums.pop() + last
-            last = max(inner, 1)
-        elif found.lastindex:
-            counts = [int(n[:9]) for n in found.groups() if n]
-            # A repeated single character is cheap at any count.
-            times = max(counts, default=1)
-            sums[-1] += last * (times - 1) if last > 1 else 0
-        else:
-            sums[-1] += last
-            last = 1
-    return sum(sums) + last
+        if found.lastindex:
+            times = max(1, *(int(number[:9]) for number in found.groups() if number))
+            last = [1 if last == [1, 1] else last[1] * times, last[1] * times]
+            continue
+        if found.group() in ("*", "+", "?"):
+            continue
+        groups[-1] = [groups[-1][0] + last[0], groups[-1][1] + last[1]]
+        last = [1, 1]
+        if found.group() == "(":
+            groups.append([0, 0])
+            last = [0, 0]
+        elif found.group() == ")" and len(groups) > 1:
+            last = groups.pop()
+    return groups[0][0] + last[0] if len(groups) == 1 else sum(count for count, _ in groups)
 
 
 def alternatives(pattern: str) -> list[str]:

@@ -1,0 +1,15 @@
+"""Hostile requests of every kind, with the model at work behind the server: see tools/abuse."""
+
+import asyncio
+
+from tests.clients.server import serve
+from tools.abuse.__main__ import abuse
+
+CLIENT = "httpx"
+
+
+def test_abuse(server_python: str) -> None:
+    options = ("--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "32")
+    with serve(server_python, *options) as running:
+        target = asyncio.run(abuse(running.url, pid=running.process.pid))
+    assert target.findings == []
