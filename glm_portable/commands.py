@@ -1,5 +1,6 @@
 """The bodies of the commands that put larger parts together: the server, the evaluation."""
 
+import gc
 import json
 import logging
 import time
@@ -65,7 +66,8 @@ def run_server(
         loading = stack.enter_context(ExitStack())
         loading.enter_context(answering(sock, settings))
         ranks = stack.enter_context(start(model, size, groups, options))
-        glm = load_with_progress(model, parallel=ranks.parallel, **options)
+        say = None if log_format == "text" else log.info
+        glm = load_with_progress(model, parallel=ranks.parallel, say=say, **options)
         leader = ranks.leader(glm.model)
         limits = glm.limits(max_model_len=max_model_len, model=leader, **limit_options)
         if not named:
@@ -142,6 +144,8 @@ def _serve(service: Service, sock: socket, cache: str, machine: str, log_format:
     say = console.print if log_format == "text" else log.info
     say(cache)
     names = ", ".join(service.settings.served_model_names)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no collection walks it while requests wait
     return run(service, sock, lambda url: say(_ready(url, names, machine)))
 
 
@@ -166,8 +170,8 @@ def _cache_config(limits: EngineLimits, glm: GLM) -> dict[str, str]:
     return {
         "block_size": str(limits.page_size),
         "num_gpu_blocks": str(limits.num_pages),
-        "cache_dtype": str(glm.model.kv_dtype).removeprefix("torch."),
         "enable_prefix_caching": str(limits.enable_prefix_caching),
+        "cache_dtype": str(glm.model.kv_dtype).removeprefix("torch."),
     }
 
 

@@ -107,6 +107,7 @@ class EngineCore:
             prefix_caching=limits.enable_prefix_caching,
             chunked_prefill=limits.enable_chunked_prefill,
             by_priority=limits.scheduling_policy == "priority",
+            unit=limits.unit,
         )
         self.requests: dict[str, Request] = {}
         self._prompt_tokens = self._generation_tokens = 0
@@ -273,6 +274,7 @@ class EngineCore:
                 request.request_id,
                 delta.finish_reason,
                 request.num_prompt_tokens,
+                request.sequence.num_cached or 0,
                 request.num_generated,
                 request.params.max_tokens,
                 request.timeline,

@@ -5,15 +5,16 @@ from typing import Any
 
 import litellm
 import pytest
-from pydantic import BaseModel
 
 from tests.clients.conversation import (
     MODEL,
+    PERSON_QUESTION,
     RESULT,
     SUM,
     SUM_ANSWER,
     WEATHER,
     WEATHER_QUESTION,
+    Person,
     asking,
 )
 from tests.clients.server import Server
@@ -22,14 +23,11 @@ CLIENT = "litellm"
 PROVIDERS = pytest.mark.parametrize("provider", ["openai", "hosted_vllm", "anthropic"])
 
 
-class Person(BaseModel):
-    name: str
-    age: int
-
-
 def options(server: Server, provider: str) -> dict[str, Any]:
     base = server.url if provider == "anthropic" else server.api
     found: dict[str, Any] = {"model": f"{provider}/{MODEL}", "api_base": base, "api_key": "EMPTY"}
+    if provider == "anthropic":  # without this there is no thinking
+        found["thinking"] = {"type": "enabled", "budget_tokens": 1024}
     return found | {"temperature": 0, "max_tokens": 300, "num_retries": 0}
 
 
@@ -76,7 +74,7 @@ def test_completions(server: Server) -> None:
 
 def test_structured_output(server: Server) -> None:
     answer: Any = litellm.completion(
-        messages=asking("Extract the person: Anna is 41 years old."),
+        messages=asking(PERSON_QUESTION),
         response_format=Person,
         **options(server, "hosted_vllm"),
     )

@@ -4,27 +4,27 @@ import asyncio
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.models import Model
-from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.anthropic import AnthropicModel, AnthropicModelSettings
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
-from tests.clients.conversation import MODEL, RESULT, SUM, SUM_ANSWER, WEATHER_QUESTION
+from tests.clients.conversation import (
+    MODEL,
+    PERSON_QUESTION,
+    RESULT,
+    SUM,
+    SUM_ANSWER,
+    WEATHER_QUESTION,
+    Person,
+)
 from tests.clients.server import Server
 
 CLIENT = "pydantic-ai-slim"
 AT_ZERO = ModelSettings(temperature=0, max_tokens=400)
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str
-    age: int
 
 
 def model_of(server: Server, api: str) -> Model[Any]:
@@ -61,7 +61,11 @@ def test_tool_loop(server: Server, api: str) -> None:
 
 @APIS
 def test_stream(server: Server, api: str) -> None:
-    agent = Agent(model_of(server, api), model_settings=AT_ZERO)
+    # Without the setting, this API has no thinking; the others do not know it.
+    thinking = AnthropicModelSettings(
+        anthropic_thinking={"type": "enabled", "budget_tokens": 1024}, **AT_ZERO
+    )
+    agent = Agent(model_of(server, api), model_settings=thinking)
 
     async def answer() -> str:
         async with agent.run_stream(SUM) as stream:
@@ -72,7 +76,7 @@ def test_stream(server: Server, api: str) -> None:
 
 def test_output_by_a_tool(server: Server) -> None:
     agent = Agent(model_of(server, "chat"), output_type=Person, model_settings=AT_ZERO, retries=0)
-    answer = agent.run_sync("Extract the person: Anna is 41 years old.")
+    answer = agent.run_sync(PERSON_QUESTION)
     assert isinstance(answer.output, Person)
 
 
@@ -83,7 +87,7 @@ def test_native_output(server: Server, api: str) -> None:
     agent = Agent(
         model_of(server, api), output_type=NativeOutput(Person), model_settings=AT_ZERO, retries=0
     )
-    answer = agent.run_sync("Extract the person: Anna is 41 years old.")
+    answer = agent.run_sync(PERSON_QUESTION)
     assert isinstance(answer.output, Person)
 
 
