@@ -163,8 +163,27 @@ Prompts = Annotated[
     *_described(_prompts, _PROMPT, _IDS, _SEVERAL | {"items": _PROMPT}, _SEVERAL | {"items": _IDS}),
 ]
 
-# What a format is, `serve.structured` checks; this is a description.
-Anything = Annotated[Any, WithJsonSchema({})]
+# What a format is, `serve.structured` checks; these are descriptions.
+_STRING_OR_NULL = {"type": ["string", "null"]}
+_CHOICES = {"type": ["array", "null"], "items": {"type": "string", "minLength": 1}}
+SchemaValue = Annotated[Any, WithJsonSchema({"type": ["object", "string", "null"]})]
+TextValue = Annotated[Any, WithJsonSchema(_STRING_OR_NULL)]
+ChoiceValue = Annotated[Any, WithJsonSchema(_CHOICES)]
+StructuredOutputs = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "type": ["object", "null"],
+            "properties": {
+                "json": {"type": ["object", "string", "null"]},
+                "regex": _STRING_OR_NULL,
+                "choice": _CHOICES,
+                "grammar": _STRING_OR_NULL,
+                "json_object": {"type": ["boolean", "null"]},
+            },
+        }
+    ),
+]
 _TYPES = ["text", "json_object", "json_schema"]
 _SCHEMA = {
     "type": "object",
