@@ -24,6 +24,10 @@ serve: .venv/installed
 
 test: test-unit test-kernels test-ascend
 
+# The tests' products are small: the threads of several processes on few cores mostly wait for each
+# other (96 tests of tests/backends/test_cpu.py on a busy machine: 39 s of processor time, not 4).
+test-unit test-interpreter test-gfx942 test-gfx950 test-codegen: export OMP_NUM_THREADS ?= 1
+
 test-unit: .venv/kernels
 	$(BIN)/pytest -q --ignore=tests/interpreter --ignore=tests/kernels --ignore=tests/ascend --ignore=tests/clients $(ARGS)
 

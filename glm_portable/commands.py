@@ -1,5 +1,6 @@
 """The bodies of the commands that put larger parts together: the server, the evaluation."""
 
+import gc
 import json
 import logging
 import time
@@ -92,6 +93,7 @@ def run_server(
             cache_config=_cache_config(limits, glm),
             tracing=tracing,
         )
+        service.grammars.prepare()
         if options["virtual"] is None:  # a simulated chip would take minutes
             service.self_test.record(engine)
         loading.close()
@@ -141,6 +143,8 @@ def _serve(service: Service, sock: socket, cache: str, machine: str, log_format:
     say = console.print if log_format == "text" else log.info
     say(cache)
     names = ", ".join(service.settings.served_model_names)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no collection walks it while requests wait
     return run(service, sock, lambda url: say(_ready(url, names, machine)))
 
 
@@ -165,6 +169,7 @@ def _cache_config(limits: EngineLimits, glm: GLM) -> dict[str, str]:
     return {
         "block_size": str(limits.page_size),
         "num_gpu_blocks": str(limits.num_pages),
+        "enable_prefix_caching": str(limits.enable_prefix_caching),
         "cache_dtype": str(glm.model.kv_dtype).removeprefix("torch."),
         "enable_prefix_caching": str(limits.enable_prefix_caching),
     }

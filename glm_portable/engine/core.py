@@ -273,6 +273,7 @@ class EngineCore:
                 request.request_id,
                 delta.finish_reason,
                 request.num_prompt_tokens,
+                request.sequence.num_cached or 0,
                 request.num_generated,
                 request.params.max_tokens,
                 request.timeline,

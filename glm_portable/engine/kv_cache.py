@@ -13,7 +13,7 @@ any more can be found by its digest until it is needed for something else.
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 
 Digest = bytes
 """32 bytes. Whoever could choose tokens that collide could read another's answer from them."""
@@ -82,14 +82,14 @@ class PagePool:
         """How many free pages a new table takes for that many tokens if it begins with `found`."""
         return sum(page in self._kept for page in found) + self.missing(found, tokens)
 
-    def share(self, block_table: list[int], found: Iterable[int]) -> None:
+    def share(self, block_table: MutableSequence[int], found: Iterable[int]) -> None:
         """Add pages that `find` has just returned."""
         for page in found:
             self._kept.pop(page, None)
             self._holders[page] += 1
             block_table.append(page)
 
-    def grow(self, block_table: list[int], tokens: int) -> bool:
+    def grow(self, block_table: MutableSequence[int], tokens: int) -> bool:
         """Add pages until the table holds that many tokens; if they run out, change nothing."""
         count = self.missing(block_table, tokens)
         if count > self.num_free:
@@ -102,16 +102,16 @@ class PagePool:
         if digest not in self._page_of:
             self._page_of[digest], self._digest_of[page] = page, digest
 
-    def shrink(self, block_table: list[int], tokens: int) -> None:
+    def shrink(self, block_table: MutableSequence[int], tokens: int) -> None:
         """Take back the pages behind those that hold that many tokens."""
         kept = self.pages_for(tokens)
         self._give_back(block_table[kept:])
         del block_table[kept:]
 
-    def release(self, block_table: list[int]) -> None:
+    def release(self, block_table: MutableSequence[int]) -> None:
         """Take all pages back and empty the table."""
         self._give_back(block_table)
-        block_table.clear()
+        del block_table[:]
 
     def _give_back(self, pages: Sequence[int]) -> None:
         # From its end: of a sequence's pages the last, which the fewest share, is used up first.

@@ -12,11 +12,16 @@ from glm_portable.engine.types import FinishReason, Timeline
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """A request that has ended. max_tokens: what it asked for, None for no limit of its own."""
+    """A request that has ended.
+
+    num_cached: tokens of its prompt that were found in the cache. max_tokens: what it asked for,
+    None for no limit of its own.
+    """
 
     request_id: str
     reason: FinishReason
     num_prompt_tokens: int
+    num_cached: int
     num_generated: int
     max_tokens: int | None
     timeline: Timeline

@@ -17,6 +17,7 @@ places of running ones, of which the first moves on; and every sequence becomes 
 time, unless others of a higher priority never cease to come.
 """
 
+from array import array
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Sequence:
     num_computed: how many of token_ids are in the cache, in the pages of block_table. drafts: a
     guess at the tokens after token_ids, which a step may compute with them and so find right.
     num_cached: how many of them were found there when it first ran, None before that.
+    block_table: an array, which numpy copies at once and not number by number, in every step.
     digests: of its first pages, as far as they were needed. num_published: pages to be found.
     """
 
@@ -46,7 +48,7 @@ class Sequence:
     salt: str = ""
     skips_cached: bool = True
     num_computed: int = 0
-    block_table: list[int] = field(default_factory=list)
+    block_table: "array[int]" = field(default_factory=lambda: array("i"))
     drafts: list[int] = field(default_factory=list)
     num_cached: int | None = None
     digests: list[Digest] = field(default_factory=list)

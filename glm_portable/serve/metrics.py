@@ -22,6 +22,12 @@ _COUNTERS = (
     ("vllm:prompt_tokens", "Tokens of prompts that were read.", "prompt_tokens"),
     ("vllm:generation_tokens", "Tokens generated.", "generation_tokens"),
     ("vllm:num_preemptions", "Requests set back because the cache was full.", "preemptions"),
+    (
+        "vllm:prefix_cache_queries",
+        "Tokens of prompts looked for in the cache.",
+        "prefix_cache_queries",
+    ),
+    ("vllm:prefix_cache_hits", "Those of them that were found.", "prefix_cache_hits"),
     ("vllm:spec_decode_num_drafts", "Times that tokens were drafted.", "num_drafts"),
     ("vllm:spec_decode_num_draft_tokens", "Tokens drafted.", "num_draft_tokens"),
     ("vllm:spec_decode_num_accepted_tokens", "Drafted tokens kept.", "num_accepted_tokens"),

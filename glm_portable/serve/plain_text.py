@@ -46,8 +46,8 @@ class PlainText:
 def _head(head: str, tags: Iterable[str]) -> str:
     """A pattern for a first character, but not of a tag: templates look for <think> and </think>.
 
-    The character stands in front, so that re finds it several times as fast as behind a condition: a
-    megabyte is searched without letting other threads run.
+    The character stands in front, so that re finds it several times as fast as behind a condition:
+    while it searches a megabyte no other thread runs.
     """
     rests = sorted(re.escape(tag[1:]) for tag in tags if tag.startswith(head))
     return re.escape(head) + (f"(?!{'|'.join(rests)})" if rests else "")

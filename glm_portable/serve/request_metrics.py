@@ -63,6 +63,9 @@ class RequestMetrics:
             "request_decode_time_seconds", "From the first to the last token.", _LATENCIES
         )
         self._prompt = add("request_prompt_tokens", "Tokens of the prompt.", counts)
+        self._computed = add(
+            "request_prefill_kv_computed_tokens", "Tokens of the prompt not cached before.", counts
+        )
         self._generated = add("request_generation_tokens", "Tokens of the answer.", counts)
         self._max_tokens = add("request_params_max_tokens", "max_tokens, where it is set.", counts)
         self._step = add("iteration_tokens_total", "Tokens computed in a step.", _STEP_TOKENS)
@@ -87,6 +90,7 @@ class RequestMetrics:
     def on_finish(self, request: FinishedRequest) -> None:
         self._ended[request.reason] += 1
         self._prompt.observe(request.num_prompt_tokens)
+        self._computed.observe(request.num_prompt_tokens - request.num_cached)
         self._generated.observe(request.num_generated)
         if request.max_tokens is not None:
             self._max_tokens.observe(request.max_tokens)

@@ -70,8 +70,11 @@ class ServerSettings:
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
-        except OSError as error:  # SSLError is one too
-            reason = error.strerror or "not a certificate and its key"
-            raise UsageError(
-                f"{self.ssl_certfile} and {self.ssl_keyfile} cannot be used for TLS: {reason}."
-            ) from None
+        except ssl.SSLError:
+            raise self._no_tls("they are not a PEM certificate and its unencrypted key") from None
+        except OSError as error:
+            raise self._no_tls(str(error.strerror)) from None
+
+    def _no_tls(self, reason: str) -> UsageError:
+        files = f"{self.ssl_certfile} and {self.ssl_keyfile}"
+        return UsageError(f"{files} cannot be used for TLS: {reason}.")

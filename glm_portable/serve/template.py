@@ -6,6 +6,8 @@ set when the server starts; a request cannot bring its own.
 """
 
 import json
+import math
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
@@ -18,10 +20,35 @@ from glm_portable.errors import UsageError
 RENDERED_LIMIT = 32 * 2**20
 """Characters. No window holds more: 202,752 tokens of 128 spaces are 26 million."""
 
+RENDER_S = 10.0
+"""Seconds after which rendering is given up; a window of a million characters takes one."""
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, in which no short expression becomes a huge value."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if operator == "*" and not numbers and _product(left, right) > RENDERED_LIMIT:
+            raise jinja2.TemplateError("it repeats a text too often")
+        if operator == "**" and not (numbers and abs(left) <= 1000 and abs(right) <= 10):
+            raise jinja2.TemplateError("it raises to a power above 10, which is not allowed")
+        if operator == "%" and not numbers:
+            raise jinja2.TemplateError("it formats with %, which is not allowed")
+        return super().call_binop(context, operator, left, right)
+
+
+def _product(left: Any, right: Any) -> int:
+    """How long a repeated sequence is; the count may stand on either side."""
+    sizes = (value if isinstance(value, int) else len(value) for value in (left, right))
+    return math.prod(sizes)
+
 
 def compile_template(source: str, name: str) -> jinja2.Template:
     """Compile a chat template; `name` is its file, for errors. Raises UsageError on bad syntax."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _tojson
@@ -38,9 +65,12 @@ def compile_template(source: str, name: str) -> jinja2.Template:
 def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
     """The template's text. Raises UsageError with the reason if it refuses or fails."""
     parts, size = [], 0
+    deadline = time.monotonic() + RENDER_S
     try:
         for part in template.generate(variables):
             size += len(part)
+            if time.monotonic() > deadline:
+                raise UsageError(f"the chat template took more than {RENDER_S:g} seconds.")
             if size > RENDERED_LIMIT:
                 raise UsageError(f"the chat template wrote more than {RENDERED_LIMIT} characters.")
             parts.append(part)

@@ -1,6 +1,8 @@
 """What the clients talk about with the pocket model: things that it can do."""
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 MODEL = "glm-pocket"
 SUM = "What is 17 + 25?"
@@ -17,7 +19,15 @@ WEATHER: dict[str, Any] = {
     "function": {"name": "get_weather", "description": DESCRIPTION, "parameters": SCHEMA},
 }
 RESULT = '{"city": "Paris", "weather": "sunny", "temperature": 21}'
+PERSON_QUESTION = "Give me JSON with the keys name and age. Text: Anna is 41 years old."
 QUIET = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+class Person(BaseModel):
+    """A person; bounded, because a model this small may not find the end of a string."""
+
+    name: Annotated[str, Field(max_length=20)]
+    age: Annotated[int, Field(ge=0, le=150)]
 
 
 def asking(text: str) -> list[Any]:

@@ -7,19 +7,21 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
-from pydantic import BaseModel, SecretStr
+from pydantic import SecretStr
 
-from tests.clients.conversation import MODEL, QUIET, RESULT, SUM, SUM_ANSWER, WEATHER_QUESTION
+from tests.clients.conversation import (
+    MODEL,
+    PERSON_QUESTION,
+    QUIET,
+    RESULT,
+    SUM,
+    SUM_ANSWER,
+    WEATHER_QUESTION,
+    Person,
+)
 from tests.clients.server import Server
 
 CLIENT = "langchain-openai langchain"
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str
-    age: int
 
 
 @tool
@@ -70,7 +72,7 @@ def test_tool_choice(model: ChatOpenAI, choice: str) -> None:
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_structured_output(model: ChatOpenAI, method: Any) -> None:
     structured = model.with_structured_output(Person, method=method)
-    assert isinstance(structured.invoke("Extract the person: Anna is 41 years old."), Person)
+    assert isinstance(structured.invoke(PERSON_QUESTION), Person)
 
 
 def test_structured_output_in_json_mode(model: ChatOpenAI) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import litellm
 import pytest
-from pydantic import BaseModel
 
 from tests.clients.conversation import (
     MODEL,
+    PERSON_QUESTION,
     RESULT,
     SUM,
     SUM_ANSWER,
@@ -20,11 +20,6 @@ from tests.clients.server import Server
 
 CLIENT = "litellm"
 PROVIDERS = pytest.mark.parametrize("provider", ["openai", "hosted_vllm", "anthropic"])
-
-
-class Person(BaseModel):
-    name: str
-    age: int
 
 
 def options(server: Server, provider: str) -> dict[str, Any]:
@@ -76,7 +71,7 @@ def test_completions(server: Server) -> None:
 
 def test_structured_output(server: Server) -> None:
     answer: Any = litellm.completion(
-        messages=asking("Extract the person: Anna is 41 years old."),
+        messages=asking(PERSON_QUESTION),
         response_format=Person,
         **options(server, "hosted_vllm"),
     )

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.models import Model
 from pydantic_ai.models.anthropic import AnthropicModel
@@ -13,18 +12,19 @@ from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
-from tests.clients.conversation import MODEL, RESULT, SUM, SUM_ANSWER, WEATHER_QUESTION
+from tests.clients.conversation import (
+    MODEL,
+    PERSON_QUESTION,
+    RESULT,
+    SUM,
+    SUM_ANSWER,
+    WEATHER_QUESTION,
+    Person,
+)
 from tests.clients.server import Server
 
 CLIENT = "pydantic-ai-slim"
 AT_ZERO = ModelSettings(temperature=0, max_tokens=400)
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str
-    age: int
 
 
 def model_of(server: Server, api: str) -> Model[Any]:
@@ -72,7 +72,7 @@ def test_stream(server: Server, api: str) -> None:
 
 def test_output_by_a_tool(server: Server) -> None:
     agent = Agent(model_of(server, "chat"), output_type=Person, model_settings=AT_ZERO, retries=0)
-    answer = agent.run_sync("Extract the person: Anna is 41 years old.")
+    answer = agent.run_sync(PERSON_QUESTION)
     assert isinstance(answer.output, Person)
 
 
@@ -83,7 +83,7 @@ def test_native_output(server: Server, api: str) -> None:
     agent = Agent(
         model_of(server, api), output_type=NativeOutput(Person), model_settings=AT_ZERO, retries=0
     )
-    answer = agent.run_sync("Extract the person: Anna is 41 years old.")
+    answer = agent.run_sync(PERSON_QUESTION)
     assert isinstance(answer.output, Person)
 
 

@@ -188,8 +188,17 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SLOW_DISK = """import time
+from glm_portable.convert.write import ShardWriter
+write = ShardWriter.write
+ShardWriter.write = lambda self: (write(self), time.sleep(0.02))[0]
+"""
+"""Else a conversion may have ended before a busy machine lets its signal through."""
+
+
 def start(model: Path, output: Path, limit: int = LIMIT) -> subprocess.Popen[bytes]:
-    command = f"from glm_portable.cli import main; main({['convert', str(model), str(output)]!r} + "
+    command = f"{SLOW_DISK}from glm_portable.cli import main\n"
+    command += f"main({['convert', str(model), str(output)]!r} + "
     command += f"['--quantization', 'w8a8', '--shard-size', '{limit / 1e9}'])"
     root = Path(__file__).parents[2]
     return subprocess.Popen([sys.executable, "-c", command], cwd=root, stderr=subprocess.PIPE)

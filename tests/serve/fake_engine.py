@@ -95,6 +95,8 @@ class FakeEngine:
             steps=80,
             failed_steps=9,
             healthy=True,
+            prefix_cache_queries=45,
+            prefix_cache_hits=35,
             num_drafts=10,
             num_draft_tokens=20,
             num_accepted_tokens=15,

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from tests.serve.fake_engine import Running, eventually
+from tests.serve.fake_engine import WAIT_S, Running, eventually
 from tools.abuse import __main__ as abuse
 
 
 def test_the_server_stays_a_server(server: Running) -> None:
-    target = asyncio.run(abuse.abuse(server.url, share=25, rounds=1))
+    target = asyncio.run(abuse.abuse(server.url, share=25, rounds=1, health_s=WAIT_S))
     assert target.findings == []
     assert {attack.__name__.replace("_", " ") for attack in abuse.ATTACKS} <= set(target.statuses)
     eventually(lambda: not server.service.running)

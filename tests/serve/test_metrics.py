@@ -25,6 +25,7 @@ HISTOGRAMS = (
     *("request_inference_time_seconds", "request_prefill_time_seconds", "request_params_n"),
     *("request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens"),
     *("request_params_max_tokens", "iteration_tokens_total"),
+    "request_prefill_kv_computed_tokens",
 )
 GAUGES = (
     *("num_requests_running", "num_requests_waiting", "num_requests_waiting_by_reason"),
@@ -32,6 +33,7 @@ GAUGES = (
 )
 COUNTERS = (
     *("prompt_tokens", "generation_tokens", "num_preemptions", "request_success"),
+    *("prefix_cache_queries", "prefix_cache_hits"),
     *("spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"),
 )
 
@@ -84,6 +86,8 @@ def test_numbers_of_the_engine(http: httpx.Client) -> None:
     assert found["vllm:num_preemptions_total"] == 7
     assert found["glm_portable_engine_steps_total"] == 80
     assert found["glm_portable_engine_failed_steps_total"] == 9
+    assert found["vllm:prefix_cache_queries_total"] == 45
+    assert found["vllm:prefix_cache_hits_total"] == 35
     assert found["vllm:spec_decode_num_drafts_total"] == 10
     assert found["vllm:spec_decode_num_draft_tokens_total"] == 20
     assert found["vllm:spec_decode_num_accepted_tokens_total"] == 15
@@ -148,7 +152,7 @@ def test_times_of_requests_over_a_real_engine() -> None:
 
 
 def finished(**times: float) -> FinishedRequest:
-    return FinishedRequest("1", "stop", 10, 5, None, Timeline(0.0, **times))
+    return FinishedRequest("1", "stop", 10, 4, 5, None, Timeline(0.0, **times))
 
 
 def test_each_time_is_between_its_own_moments() -> None:
@@ -167,6 +171,7 @@ def test_each_time_is_between_its_own_moments() -> None:
     assert found["vllm:e2e_request_latency_seconds_sum"] == 11
     assert found["vllm:request_time_per_output_token_seconds_sum"] == 2
     assert found["vllm:request_prompt_tokens_sum"] == 20
+    assert found["vllm:request_prefill_kv_computed_tokens_sum"] == 12
     assert found["vllm:request_params_max_tokens_sum"] == 0
 
 

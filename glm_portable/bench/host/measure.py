@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -82,7 +83,7 @@ def build_step(load: Load) -> float:
     """Median seconds of laying out one decode step: a part of `prepare`."""
     pages = -(-(load.input_len + load.steps) // PAGE)
     rows = [
-        (load.input_len + 1, 1, list(range(b * pages, (b + 1) * pages)))
+        (load.input_len + 1, 1, array("i", range(b * pages, (b + 1) * pages)))
         for b in range(load.sequences)
     ]
     device, times = torch.device("cpu"), []

@@ -7,6 +7,7 @@ enforced.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ _SCALARS = {
 _NUMBER_BOUNDS = frozenset(
     "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split(),
 )
+_SET_TEXTS = frozenset("const enum pattern format".split())
 _OTHER_KINDS = {
     **_SCALARS,
     "integer": _SCALARS["number"],  # 1.0 and 1e2 are integers to JSON Schema
@@ -163,7 +165,7 @@ class Calls:
             if "string" in types:
                 value = {"allOf": [value, {"type": sorted(in_json)}], **_definitions(root)}
             options.append(f"{rule}_json {self._end}")
-            self._rules.append(f"{rule}_json: {grammar.json_value(value)}")
+            self._rules.append(f"{rule}_json: {grammar.json_value(_without_end(value))}")
         if not options or schema is False:
             raise bad_request(f"{place} cannot be satisfied by any value.", place)
         self._rules.append(f"{rule}: {' | '.join(options)}")
@@ -203,6 +205,37 @@ def _shape(schema: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], Se
 
 def _definitions(root: Mapping[str, Any]) -> dict[str, Any]:
     return {name: root[name] for name in ("$defs", "definitions") if name in root}
+
+
+def _never(tag: str) -> str:
+    """A pattern of text without a tag that has its only "<" at the front."""
+    sizes = range(1, len(tag))
+    begun = f"(?:{'|'.join(re.escape(tag[:size]) for size in sizes)})*"
+    other = "|".join(f"{re.escape(tag[:size])}[^<{re.escape(tag[size])}]" for size in sizes)
+    return f"^(?:[^<]|{begun}(?:{other}))*{begun}$"
+
+
+_OF_NAMES = frozenset("properties patternProperties $defs definitions".split())
+_OF_SCHEMAS = frozenset("anyOf oneOf allOf prefixItems".split())
+_OF_ONE = frozenset("items additionalProperties".split())
+
+
+def _without_end(schema: Any) -> Any:
+    """The schema, its free strings without the tag that would end the value around them."""
+    if not isinstance(schema, Mapping):
+        return schema
+    copy: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in _OF_NAMES:
+            value = {name: _without_end(item) for name, item in value.items()}
+        elif keyword in _OF_SCHEMAS:
+            value = [_without_end(item) for item in value]
+        elif keyword in _OF_ONE:
+            value = _without_end(value)
+        copy[keyword] = value
+    if "string" in schema.get("type", ()) and not _SET_TEXTS & set(schema):
+        copy["pattern"] = _never(END_VALUE)
+    return copy
 
 
 def _with_definitions(root: Mapping[str, Any], schema: Any) -> dict[str, Any]:

@@ -53,6 +53,10 @@ class Compiler:
         self._characters = self._waiting = 0
         self._lock = threading.Lock()  # guards what is kept
 
+    def prepare(self) -> None:
+        """Make ready what the first grammar needs: for a large vocabulary that takes seconds."""
+        self._thread.submit(self._compile, 'start: ""')
+
     async def compile(self, write: Callable[[], Wanted]) -> Grammar:
         """The grammar that `write` writes. Raises ApiError: of `write`, 400, or 503.
 
@@ -103,8 +107,6 @@ class Compiler:
             self._characters += len(text)
             while len(self._kept) > MAX_KEPT or self._characters > MAX_KEPT_CHARACTERS:
                 self._characters -= len(self._kept.popitem(last=False)[0])
-
-    # Made when first needed: for a large vocabulary they take seconds.
 
     @cached_property
     def _table(self) -> TokenTable:

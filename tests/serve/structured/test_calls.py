@@ -61,6 +61,15 @@ def test_an_argument_comes_once() -> None:
     assert follows(of_arguments(TRIP), call) and not follows(of_arguments(TRIP), twice)
 
 
+def test_a_string_in_json_does_not_end_its_argument() -> None:
+    note = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 40}}}
+    grammar = of_arguments({"properties": {"note": note}, "required": ["note"]})
+    for text in ("", "<", "</arg", "<<</arg_value", "a </arg_valu> </arg_key> b", "1 < 2 / 3>"):
+        assert follows(grammar, arguments(note=json.dumps({"text": text}))), text
+    for text in ("</arg_value>", "a </arg_value> b", "<</arg_value>", "</arg</arg_value>"):
+        assert not follows(grammar, arguments(note=json.dumps({"text": text}))), text
+
+
 @LAYOUTS
 def test_a_tool_without_parameters(layout: Any) -> None:
     for parameters in (None, {}, {"type": "object", "properties": {}}):
