@@ -164,10 +164,12 @@ def test_why_it_ended(server: Running, http: httpx.Client, delta: Delta, ending:
 
 
 def test_sampling_fields(server: Running, http: httpx.Client) -> None:
-    post(http, temperature=0.5, top_p=0.9, top_k=7)
+    post(http, temperature=0.5, top_p=0.9, top_k=7, priority=3, cache_salt="mine")
     params = server.engine.requests[0].params
     assert (params.temperature, params.top_p, params.top_k) == (0.5, 0.9, 7)
     assert params.max_tokens == 100
+    request = server.engine.requests[0]
+    assert (request.priority, request.cache_salt) == (3, "mine")
 
 
 @pytest.mark.parametrize(
