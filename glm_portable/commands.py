@@ -172,7 +172,6 @@ def _cache_config(limits: EngineLimits, glm: GLM) -> dict[str, str]:
         "num_gpu_blocks": str(limits.num_pages),
         "enable_prefix_caching": str(limits.enable_prefix_caching),
         "cache_dtype": str(glm.model.kv_dtype).removeprefix("torch."),
-        "enable_prefix_caching": str(limits.enable_prefix_caching),
     }
 
 
