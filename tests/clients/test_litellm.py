@@ -14,6 +14,7 @@ from tests.clients.conversation import (
     SUM_ANSWER,
     WEATHER,
     WEATHER_QUESTION,
+    Person,
     asking,
 )
 from tests.clients.server import Server
@@ -25,6 +26,8 @@ PROVIDERS = pytest.mark.parametrize("provider", ["openai", "hosted_vllm", "anthr
 def options(server: Server, provider: str) -> dict[str, Any]:
     base = server.url if provider == "anthropic" else server.api
     found: dict[str, Any] = {"model": f"{provider}/{MODEL}", "api_base": base, "api_key": "EMPTY"}
+    if provider == "anthropic":  # without this there is no thinking
+        found["thinking"] = {"type": "enabled", "budget_tokens": 1024}
     return found | {"temperature": 0, "max_tokens": 300, "num_retries": 0}
 
 

@@ -21,6 +21,7 @@ from tests.clients.conversation import (
     SUM_ANSWER,
     WEATHER,
     WEATHER_QUESTION,
+    Person,
     asking,
 )
 from tests.clients.server import Server, serve

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic_ai import Agent
 from pydantic_ai.models import Model
-from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.anthropic import AnthropicModel, AnthropicModelSettings
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -61,7 +61,11 @@ def test_tool_loop(server: Server, api: str) -> None:
 
 @APIS
 def test_stream(server: Server, api: str) -> None:
-    agent = Agent(model_of(server, api), model_settings=AT_ZERO)
+    # Without the setting, this API has no thinking; the others do not know it.
+    thinking = AnthropicModelSettings(
+        anthropic_thinking={"type": "enabled", "budget_tokens": 1024}, **AT_ZERO
+    )
+    agent = Agent(model_of(server, api), model_settings=thinking)
 
     async def answer() -> str:
         async with agent.run_stream(SUM) as stream:
