@@ -78,7 +78,7 @@ def set_fields(**fields: Any) -> Callable[[Reply, Body], None]:
         (set_fields(tokens=1, finish_reason="length"), "finish_reason length after 1 of"),
         (set_fields(text="You asked: What is 1 + 1?"), "the answer is not to its prompt"),
         (set_fields(tool=("get_weather", "{}"), text=""), "tools: the answer is not to its prompt"),
-        (set_fields(text='{"answer": "7", "sure": true}'), "schema: JSON against its schema"),
+        (set_fields(text='{"answer": "7", "unit": "none"}'), "schema: JSON against its schema"),
         (set_fields(text="seven"), "schema: no JSON, but 'seven'"),
     ],
 )
@@ -170,7 +170,7 @@ def answers(request: Submitted) -> Any:
     """What was asked, at the length that was asked for."""
     text = f"You asked {request.prompt[-40:]}"
     if request.params.grammar is not None:
-        text = '{"answer": 7, "sure": true}'
+        text = '{"answer": 7, "unit": "none"}'
     deltas = says(text.replace("<", "(").replace("|", ""))
     most = request.params.max_tokens or 1
     if most >= len(deltas):
