@@ -33,6 +33,7 @@ LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS), WHOLE]
 Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1), WHOLE]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)]
 
 
 def _described(check: Callable[[Any], Any], *alternatives: dict[str, Any]) -> tuple[Any, Any]:

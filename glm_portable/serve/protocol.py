@@ -17,9 +17,9 @@ from pydantic import (
 
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
-    MAX_SALT_LENGTH,
     WHOLE,
     Biases,
+    CacheSalt,
     Choices,
     ChoiceValue,
     Count,
@@ -81,7 +81,7 @@ class Request(Strict):
     ignore_eos: bool | None = None
     prompt_logprobs: LogprobCount | None = None
     priority: Priority | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
+    cache_salt: CacheSalt | None = None
     response_format: ResponseFormat = None
     structured_outputs: StructuredOutputs = None
     guided_json: SchemaValue = None
