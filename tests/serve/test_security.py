@@ -116,6 +116,14 @@ def test_a_checkpoint_s_template_stays_in_its_sandbox(source: str) -> None:
     assert "id" not in str(caught.value).split() and "0x" not in str(caught.value)
 
 
+def test_a_template_cannot_make_a_huge_text_in_one_step() -> None:
+    """Refused before it is made: the limit of what is written would come too late."""
+    for source in ("{{ 'x' * 40000000 }}", "{{ 40000000 * 'x' }}"):
+        with pytest.raises(UsageError, match="repeats a text too often"):
+            render(compile_template(source, "x"), {})
+    assert render(compile_template("{{ '-' * 40 }}", "x"), {}) == "-" * 40
+
+
 def test_a_template_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = (
         "{% for i in range(99999) %}{% for j in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"
