@@ -1,0 +1,100 @@
+"""What a step's time is told apart into, by a clock that the test moves, and the command once."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from glm_portable.bench.host.null import VOCABULARY, null_tokenizer
+from glm_portable.bench.host.watch import PARTS, Watch
+from glm_portable.cli import main
+from glm_portable.engine.types import Delta
+
+
+class Clock:
+    """Stands still until the test moves it."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def take(self, seconds: float) -> Callable[..., str]:
+        def work(*_: Any) -> str:
+            self.now += seconds
+            return ""
+
+        return work
+
+
+class Tokenizer:
+    vocab_size = 9
+
+    def __init__(self, clock: Clock) -> None:
+        self.add: Callable[[Iterable[int]], str] = clock.take(3)
+
+    def stream(self) -> "Tokenizer":
+        return self
+
+
+def test_the_parts_of_a_step_add_up_to_it() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    decoder = watch.tokenizer(Tokenizer(clock)).stream()  # type: ignore[arg-type]
+    on_delta = watch.callback(clock.take(5))  # type: ignore[arg-type]  # what it returns is lost
+    for _ in range(8):
+        watch.forward()
+        clock.now += 1000  # the model's own
+        watch.logits()
+        clock.now += 7  # sampling
+        for _ in range(2):
+            decoder.add([1])
+            clock.now += 11  # what the request keeps
+            on_delta(Delta())
+        clock.now += 13  # scheduling
+    found = watch.medians()
+    assert found == {
+        "prepare": 13, "sample": 7, "append": 22, "detokenise": 6, "hand over": 10,
+    }  # fmt: skip
+    assert watch.period() == 1000 + sum(found.values())
+    assert tuple(found) == PARTS
+
+
+def test_the_null_tokenizer_is_of_the_real_size() -> None:
+    tokenizer = null_tokenizer()
+    assert tokenizer.vocab_size == VOCABULARY and tokenizer.eos_token_id == (VOCABULARY - 1,)
+    words = [tokenizer.token_text(i) for i in range(300, VOCABULARY - 1, 997)]
+    assert len(set(words)) == len(words) and all(len(w) == 5 and w[0] == " " for w in words)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "host.json"
+    result = CliRunner().invoke(
+        main,
+        ["bench", "host", "--sequences", "1,3", "--input-len", "20", "--steps", "10",
+         "--step-ms", "1", "--no-arithmetic", "--json", str(path)],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads(path.read_text())
+    for kind in ("greedy", "sampled"):
+        assert found[kind].keys() == {"1", "3"}
+        rows = found[kind]["3"]
+        assert rows["engine alone"] > 0 and rows["engine's thread, CPU"] > 0
+        assert rows["server's thread, CPU: with sockets"] > 0
+        assert all(row in result.output for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--sequences", "x"], "'x' must be counts"),
+        (["--sequences", "0"], "at least 1"),
+        (["--steps", "3"], "--steps at least 10"),
+    ],
+)
+def test_bad_options(options: list[str], sentence: str) -> None:
+    result = CliRunner().invoke(main, ["bench", "host", *options])
+    assert result.exit_code == 2 and sentence in result.stderr
