@@ -147,6 +147,11 @@ def limit_options(command: F) -> F:
                 help="Whether requests share the keys and values of equal beginnings.",
             ),
             option(
+                "--enable-deterministic-inference",
+                is_flag=True,
+                help="Read prompts in units of 64 tokens, so that what was cached changes no bit.",
+            ),
+            option(
                 "--gpu-memory-utilization",
                 type=float,
                 help="Share of the device's memory (on the CPU: of the machine's) for weights, "
@@ -458,6 +463,7 @@ LIMIT_OPTIONS = (
     "enable_chunked_prefill",
     "chunked_prefill_size",
     "enable_prefix_caching",
+    "enable_deterministic_inference",
     "gpu_memory_utilization",
     "mem_fraction_static",
     "kv_cache_memory",

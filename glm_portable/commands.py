@@ -66,7 +66,8 @@ def run_server(
         loading = stack.enter_context(ExitStack())
         loading.enter_context(answering(sock, settings))
         ranks = stack.enter_context(start(model, size, groups, options))
-        glm = load_with_progress(model, parallel=ranks.parallel, **options)
+        say = None if log_format == "text" else log.info
+        glm = load_with_progress(model, parallel=ranks.parallel, say=say, **options)
         leader = ranks.leader(glm.model)
         limits = glm.limits(max_model_len=max_model_len, model=leader, **limit_options)
         if not named:

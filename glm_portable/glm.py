@@ -239,6 +239,7 @@ class GLM:
         enable_prefix_caching: bool = True,
         enable_chunked_prefill: bool = True,
         scheduling_policy: str = "fcfs",
+        enable_deterministic_inference: bool = False,
         model: LanguageModel | None = None,
     ) -> EngineLimits:
         """Engine limits for this model and machine, where not given. Raises UsageError.
@@ -284,6 +285,7 @@ class GLM:
             enable_prefix_caching=enable_prefix_caching,
             enable_chunked_prefill=enable_chunked_prefill,
             scheduling_policy=scheduling_policy,
+            enable_deterministic_inference=enable_deterministic_inference,
         )
         size = limits.num_pages * page_bytes(config, page_size, itemsize)
         if size > free - step:

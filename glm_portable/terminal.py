@@ -17,12 +17,20 @@ from glm_portable.virtual import banner
 Message = dict[str, Any]
 
 
-def load_with_progress(model: str | None, *, virtual: str | None = None, **options: Any) -> GLM:
+def load_with_progress(
+    model: str | None,
+    *,
+    virtual: str | None = None,
+    say: Callable[[str], None] | None = None,
+    **options: Any,
+) -> GLM:
     """GLM.load with a progress bar on stderr and, at the end, one line with the speed.
 
-    virtual: a chip to simulate; what that means is said before anything else.
+    virtual: a chip to simulate; what that means is said before anything else. say: takes the lines
+    in place of stderr, for a log.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    say = say or console.print
     size = 0
     begin = time.monotonic()
     with progress_bar("loading", console) as advance:
@@ -32,11 +40,11 @@ def load_with_progress(model: str | None, *, virtual: str | None = None, **optio
             size += count
             advance(count, total)
 
-        glm = GLM.load(model, virtual=virtual, on_bytes=on_bytes, on_note=console.print, **options)
+        glm = GLM.load(model, virtual=virtual, on_bytes=on_bytes, on_note=say, **options)
     seconds = time.monotonic() - begin
     if virtual is not None:
         console.print(banner(virtual), style="bold yellow", markup=False)
-    console.print(
+    say(
         f"Loaded {glm.name}: {size / 1e6:,.1f} MB in {seconds:.1f} s "
         f"({size / 1e6 / seconds:,.0f} MB/s), {_dtype(glm)} on {glm.model.ops.name}"
     )

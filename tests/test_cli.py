@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from glm_portable import commands
 from glm_portable.cli import main
 
 
@@ -81,6 +83,24 @@ def test_command_line_wins_over_environment_over_file(tmp_path: Path) -> None:
         (["serve", "--port", "99999"], "port 99999"),
         (["serve", "--port", "0", "--max-model-len", "9000"], "max_model_len 9000 exceeds"),
         (["serve", "--config", "/no/such.yaml"], "/no/such.yaml"),
+        (["serve", "--preemption-mode", "swap"], "preemption_mode swap is not supported"),
+        (
+            ["serve", "--chunked-prefill-size", "64", "--max-num-batched-tokens", "65"],
+            "which mean the same; give one of them",
+        ),
+        (
+            ["serve", "--chunked-prefill-size", "64", "--no-enable-chunked-prefill"],
+            "--chunked-prefill-size 64 contradicts --no-enable-chunked-prefill",
+        ),
+        (["serve", "--scheduling-policy", "lifo"], "lifo"),
+        (["serve", "--port", "0", "--gpu-memory-utilization", "90"], "is 90.0; it must be above 0"),
+        (
+            ["serve", "--port", "0", "--kv-cache-memory-bytes", "9", "--mem-fraction-static", "1"],
+            "--kv-cache-memory and --mem-fraction-static each say",
+        ),
+        (["serve", "--port", "0", "--kv-cache-memory", "99999"], "raise --kv-cache-memory"),
+        (["generate", "x", "--kv-cache-dtype", "fp8_e5m2"], "fp8_e5m2 is not supported"),
+        (["generate", "x", "--kv-cache-dtype", "int4"], "'int4' is not one of auto, bfloat16"),
         (["serve", "--speculative-config", "{"], "'{' is no JSON object"),
         (["generate", "x", "--speculative-config.num_speculative_tokens", "9"], "is 9; it must be"),
         (["chat", "--speculative-algorithm", "NGRAM"], "is NGRAM; it must be EAGLE or NEXTN"),
@@ -106,3 +126,31 @@ def test_chat_remembers_switches_and_ends() -> None:
 
 def test_chat_ends_with_the_input() -> None:
     assert run("chat", text="").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ([], {"enable_prefix_caching": True, "enable_chunked_prefill": True}),
+        (["--disable-radix-cache"], {"enable_prefix_caching": False}),
+        (["--no-enable-prefix-caching"], {"enable_prefix_caching": False}),
+        (["--no-enable-chunked-prefill"], {"enable_chunked_prefill": False}),
+        (["--chunked-prefill-size", "-1"], {"enable_chunked_prefill": False}),
+        (["--chunked-prefill-size", "512"], {"max_num_batched_tokens": 512}),
+        (["--kv-cache-memory-bytes", "5"], {"memory_bytes": 5}),
+        (["--gpu-memory-utilization", "0.5"], {"gpu_memory_utilization": 0.5}),
+        (["--scheduling-policy", "priority"], {"scheduling_policy": "priority"}),
+    ],
+)
+def test_names_of_vllm_and_sglang_say_how_large_and_in_what_order(
+    arguments: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def run_server(model: str | None, limit_options: dict[str, Any], **others: Any) -> int:
+        asked.update(commands._limit_options(**limit_options))
+        return 0
+
+    monkeypatch.setattr(commands, "run_server", run_server)
+    assert run("serve", *arguments).exit_code == 0
+    assert {key: asked[key] for key in expected} == expected

@@ -107,6 +107,7 @@ class EngineCore:
             prefix_caching=limits.enable_prefix_caching,
             chunked_prefill=limits.enable_chunked_prefill,
             by_priority=limits.scheduling_policy == "priority",
+            unit=limits.unit,
         )
         self.requests: dict[str, Request] = {}
         self._prompt_tokens = self._generation_tokens = 0

@@ -12,6 +12,8 @@ MEMORY_FRACTION = 0.5
 """Share of the memory that is free after loading that the KV cache may take."""
 
 
+UNIT = 64
+"""Tokens in which prompts are read for deterministic inference, at least."""
 POLICIES = ("fcfs", "priority")
 
 
@@ -32,7 +34,8 @@ class EngineLimits:
     max_num_batched_tokens: tokens in one step. num_pages, page_size: of the KV cache.
     enable_prefix_caching: whether requests share the pages of equal beginnings.
     enable_chunked_prefill: whether a prompt may be read in several steps. scheduling_policy: fcfs,
-    or priority if the priorities of requests count.
+    or priority if the priorities of requests count. enable_deterministic_inference: whether prompts
+    are read in units of `UNIT` tokens, so that what was cached changes no bit of an answer.
     """
 
     max_model_len: int
@@ -43,6 +46,12 @@ class EngineLimits:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     scheduling_policy: str = "fcfs"
+    enable_deterministic_inference: bool = False
+
+    @property
+    def unit(self) -> int:
+        """Tokens in which a prompt is read: a multiple of the page size, or 0 for any number."""
+        return -(-UNIT // self.page_size) * self.page_size * self.enable_deterministic_inference
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -53,6 +62,14 @@ class EngineLimits:
         if self.scheduling_policy not in POLICIES:
             raise UsageError(
                 f"scheduling_policy {self.scheduling_policy!r} is not one of {', '.join(POLICIES)}."
+            )
+        if self.unit and (
+            self.max_num_batched_tokens < self.unit or not self.enable_chunked_prefill
+        ):
+            raise UsageError(
+                f"deterministic inference reads prompts in chunks of {self.unit} tokens: leave "
+                f"chunked prefill on, and max_num_batched_tokens ({self.max_num_batched_tokens}) "
+                "at that or more."
             )
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise UsageError(
@@ -109,6 +126,7 @@ def default_limits(
     enable_prefix_caching: bool = True,
     enable_chunked_prefill: bool = True,
     scheduling_policy: str = "fcfs",
+    enable_deterministic_inference: bool = False,
 ) -> EngineLimits:
     """Limits with a cache for max_num_seqs full windows, or as large as the memory allows.
 
@@ -151,6 +169,7 @@ def default_limits(
         enable_prefix_caching=enable_prefix_caching,
         enable_chunked_prefill=enable_chunked_prefill,
         scheduling_policy=scheduling_policy,
+        enable_deterministic_inference=enable_deterministic_inference,
     )
 
 

@@ -104,6 +104,9 @@ class Scheduler:
     over, and their pages for one step: nobody waits or is preempted for them. prefix_caching:
     whether sequences may begin with pages that others have computed. chunked_prefill: whether a
     prompt may be read in several steps. by_priority: whether the priorities of sequences count.
+    unit: of tokens, a multiple of the page size: chunks end at multiples of it, and what is found
+    counts in whole units, so that a sequence alone is computed in the same steps either way; 0 does
+    without.
     """
 
     def __init__(
@@ -116,11 +119,12 @@ class Scheduler:
         prefix_caching: bool = False,
         chunked_prefill: bool = True,
         by_priority: bool = False,
+        unit: int = 0,
     ) -> None:
         self.pool, self.num_drafts = pool, num_drafts
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.prefix_caching = prefix_caching
-        self.chunked_prefill, self.by_priority = chunked_prefill, by_priority
+        self.chunked_prefill, self.by_priority, self.unit = chunked_prefill, by_priority, unit
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -202,7 +206,7 @@ class Scheduler:
         while budget > 0 and place < len(self.running):
             sequence = self.running[place]
             place += 1
-            count = min(sequence.num_uncomputed, budget - self._reserved(sequence, place))
+            count = self._count(sequence, budget - self._reserved(sequence, place))
             if place == 1:
                 count = max(1, count)  # whatever comes behind the first
             if count < 1:
@@ -212,6 +216,11 @@ class Scheduler:
             chunks.append(Chunk(sequence, count))
             budget -= count
         return chunks
+
+    def _count(self, sequence: Sequence, budget: int) -> int:
+        """How many of its tokens fit into a budget, up to the end of a unit."""
+        most = self.unit - sequence.num_computed % self.unit if self.unit else budget
+        return min(sequence.num_uncomputed, budget, most)
 
     def _reserved(self, sequence: Sequence, place: int) -> int:
         """What a sequence that reads leaves of a step for those from a place on that generate."""
@@ -246,7 +255,7 @@ class Scheduler:
             if not self._fits(sequence, found) or not self._readable(sequence, found, budget):
                 return
             self._start(sequence, found)
-            chunks.append(Chunk(sequence, min(sequence.num_uncomputed, budget)))
+            chunks.append(Chunk(sequence, self._count(sequence, budget)))
             budget -= chunks[-1].count
 
     def _admit_urgent(self) -> None:
@@ -270,7 +279,9 @@ class Scheduler:
         if not self.prefix_caching or not sequence.skips_cached:
             return []
         most = (len(sequence.token_ids) - 1) // self.pool.page_size
-        return self.pool.find(self.page_digests(sequence, most))
+        found = self.pool.find(self.page_digests(sequence, most))
+        pages = self.unit // self.pool.page_size
+        return found[: len(found) // pages * pages] if pages else found
 
     def _fits(self, sequence: Sequence, found: list[int]) -> bool:
         """Keep a page for each running sequence: one admitted too early is preempted at once."""

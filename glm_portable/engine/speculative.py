@@ -27,11 +27,12 @@ class SpeculativeConfig:
     """num_speculative_tokens: how many tokens to draft at a time, 1 to 5.
 
     chain: which hidden state of the MTP layer a second draft is made from: the one after the
-    layer's norm (SGLang, transformers) or the one before it (vLLM).
+    layer's norm (SGLang, transformers) or the one before it (vLLM), of which slightly more drafts
+    are right (docs/speculative.md).
     """
 
     num_speculative_tokens: int = 1
-    chain: Chain = "normed"
+    chain: Chain = "residual"
 
     def __post_init__(self) -> None:
         count = self.num_speculative_tokens

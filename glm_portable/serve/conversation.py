@@ -10,6 +10,7 @@ from glm_portable.serve.chat import Prompt
 from glm_portable.serve.errors import from_usage_error
 from glm_portable.serve.events import Event, ToolCallArguments, ToolCallStart
 from glm_portable.serve.generation import Generation, Job
+from glm_portable.serve.logprobs import check_prompt_logprobs
 from glm_portable.serve.parsing import Parser
 from glm_portable.serve.protocol import ChatRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
@@ -106,6 +107,7 @@ async def start(service: Service, request: ChatRequest) -> Conversation:
     )
     ids = found.prompt.token_ids
     params = replace(sampling_params(request, service.settings.sampling), grammar=found.grammar)
+    check_prompt_logprobs(len(ids), request.prompt_logprobs)
     choices = list(for_each_choice(params, request.n or 1))
     choices[1:] = [replace(choice, prompt_logprobs=None) for choice in choices[1:]]
     return Conversation(

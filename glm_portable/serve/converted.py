@@ -8,8 +8,20 @@ from pydantic import ValidationError
 
 from glm_portable.errors import UsageError
 from glm_portable.serve.errors import from_usage_error, from_validation
-from glm_portable.serve.protocol import ChatRequest
+from glm_portable.serve.fields import CacheSalt, Priority
+from glm_portable.serve.protocol import ChatRequest, Strict
 from glm_portable.serve.structured.formats import Format, text_format
+
+
+class Extensions(Strict):
+    """Fields that are not of the other API, and mean what they mean in a chat."""
+
+    chat_template_kwargs: dict[str, Any] | None = None
+    priority: Priority | None = None
+    cache_salt: CacheSalt | None = None
+
+    def extensions(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in Extensions.model_fields}
 
 
 class ConvertedRequest(ChatRequest):

@@ -33,6 +33,7 @@ LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS), WHOLE]
 Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1), WHOLE]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)]
 
 
 def _described(check: Callable[[Any], Any], *alternatives: dict[str, Any]) -> tuple[Any, Any]:
@@ -163,8 +164,27 @@ Prompts = Annotated[
     *_described(_prompts, _PROMPT, _IDS, _SEVERAL | {"items": _PROMPT}, _SEVERAL | {"items": _IDS}),
 ]
 
-# What a format is, `serve.structured` checks; this is a description.
-Anything = Annotated[Any, WithJsonSchema({})]
+# What a format is, `serve.structured` checks; these are descriptions.
+_STRING_OR_NULL = {"type": ["string", "null"]}
+_CHOICES = {"type": ["array", "null"], "items": {"type": "string", "minLength": 1}}
+SchemaValue = Annotated[Any, WithJsonSchema({"type": ["object", "string", "null"]})]
+TextValue = Annotated[Any, WithJsonSchema(_STRING_OR_NULL)]
+ChoiceValue = Annotated[Any, WithJsonSchema(_CHOICES)]
+StructuredOutputs = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "type": ["object", "null"],
+            "properties": {
+                "json": {"type": ["object", "string", "null"]},
+                "regex": _STRING_OR_NULL,
+                "choice": _CHOICES,
+                "grammar": _STRING_OR_NULL,
+                "json_object": {"type": ["boolean", "null"]},
+            },
+        }
+    ),
+]
 _TYPES = ["text", "json_object", "json_schema"]
 _SCHEMA = {
     "type": "object",

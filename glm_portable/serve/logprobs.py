@@ -5,9 +5,24 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from glm_portable.engine.types import TokenLogprob
+from glm_portable.serve.errors import bad_request
 
 LOWEST = -9999.0
 """Stands for minus infinity, which JSON does not have."""
+
+
+MAX_PROMPT_LOGPROBS = 2**21
+"""Of one request: in the server's memory they take some 200 bytes each, until the answer is out."""
+
+
+def check_prompt_logprobs(tokens: int, count: int | None) -> None:
+    """Raise ApiError if `count` alternatives for each of `tokens` prompt tokens are too many."""
+    if count is not None and tokens * (count + 1) > MAX_PROMPT_LOGPROBS:
+        raise bad_request(
+            f"The request asks for {tokens * (count + 1)} log probabilities of its prompts' "
+            f"{tokens} tokens; at most {MAX_PROMPT_LOGPROBS} can be given at once: send fewer "
+            "prompts, or ask for fewer alternatives."
+        )
 
 
 class Vocabulary(Protocol):

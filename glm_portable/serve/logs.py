@@ -63,9 +63,9 @@ class JsonLines(logging.Formatter):
 
 
 def _request_id(record: logging.LogRecord) -> str:
-    given = getattr(record, "request_id", None)
+    """What the record says, "" for none of them, or else that of the code that logs."""
     exchange = current()
-    return given or (exchange.request_id if exchange else "")
+    return getattr(record, "request_id", exchange.request_id if exchange else "")
 
 
 def log_access(exchange: Exchange) -> None:

@@ -16,6 +16,7 @@ from glm_portable.serve.completion_answer import CompletionAnswer, RawPrompt, Re
 from glm_portable.serve.errors import from_usage_error
 from glm_portable.serve.exchange import note_error
 from glm_portable.serve.generation import Job
+from glm_portable.serve.logprobs import check_prompt_logprobs
 from glm_portable.serve.openapi import describe
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 from glm_portable.serve.sampling import for_each_choice, sampling_params
@@ -100,6 +101,8 @@ async def start_completion(service: Service, request: CompletionRequest) -> Comp
     grammar = await constrain_text(service.grammars, request.format)
     params = replace(sampling_params(request, service.settings.sampling), grammar=grammar)
     choices = [(prompt, p) for prompt in prompts for p in for_each_choice(params, request.n or 1)]
+    tokens = sum(len(prompt.ids) for prompt, _ in choices)
+    check_prompt_logprobs(tokens, request.prompt_logprob_count)
     reported = Reported(
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs,

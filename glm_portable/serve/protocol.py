@@ -17,11 +17,11 @@ from pydantic import (
 
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
-    MAX_SALT_LENGTH,
     WHOLE,
-    Anything,
     Biases,
+    CacheSalt,
     Choices,
+    ChoiceValue,
     Count,
     Integer,
     LogprobCount,
@@ -30,8 +30,11 @@ from glm_portable.serve.fields import (
     Priority,
     Prompts,
     ResponseFormat,
+    SchemaValue,
     Seed,
     Stops,
+    StructuredOutputs,
+    TextValue,
     TokenId,
 )
 from glm_portable.serve.structured.formats import FORMAT_FIELDS, Format, format_of
@@ -78,16 +81,16 @@ class Request(Strict):
     ignore_eos: bool | None = None
     prompt_logprobs: LogprobCount | None = None
     priority: Priority | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
+    cache_salt: CacheSalt | None = None
     response_format: ResponseFormat = None
-    structured_outputs: Anything = None
-    guided_json: Anything = None
-    guided_regex: Anything = None
-    guided_choice: Anything = None
-    guided_grammar: Anything = None
-    json_schema: Anything = None
-    regex: Anything = None
-    ebnf: Anything = None
+    structured_outputs: StructuredOutputs = None
+    guided_json: SchemaValue = None
+    guided_regex: TextValue = None
+    guided_choice: ChoiceValue = None
+    guided_grammar: TextValue = None
+    json_schema: SchemaValue = None
+    regex: TextValue = None
+    ebnf: TextValue = None
 
     @model_validator(mode="before")
     @classmethod

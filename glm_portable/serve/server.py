@@ -115,7 +115,9 @@ class Server(uvicorn.Server):
         if not self._service.draining:
             self._service.draining = True
             self._deadline = time.monotonic() + self._service.settings.drain_grace_s
-            log.info("draining: %d requests are running", len(self._service.running))
+            # A signal comes in the middle of any request's work.
+            extra = {"request_id": ""}
+            log.info("draining: %d requests are running", len(self._service.running), extra=extra)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""

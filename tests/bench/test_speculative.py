@@ -8,7 +8,6 @@ import pytest
 from glm_portable.bench.speculative.break_even import least_acceptance, tokens_a_step
 from glm_portable.bench.speculative.measure import Clocked, load
 from glm_portable.bench.speculative.run import run_bench
-from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.errors import UsageError
 from tests.random_checkpoint import small_config, write_checkpoint
 
@@ -75,8 +74,3 @@ def test_a_checkpoint_without_the_layer_is_refused(tmp_path: Path) -> None:
 def test_a_question_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UsageError, match="exceed the window of 8192: lower --max-tokens"):
         run_bench(None, backend="reference", dtype="float32", questions=1, max_tokens=8200)
-
-
-def test_the_default_is_the_chain_that_accepts_more() -> None:
-    """As docs/speculative.md measures it."""
-    assert SpeculativeConfig().chain == "normed"

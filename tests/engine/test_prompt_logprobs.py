@@ -92,6 +92,19 @@ def test_preemption_in_the_middle_of_the_prompt() -> None:
     check(deltas[0].prompt_logprobs, PROMPT)
 
 
+def test_a_cached_prompt_is_read_again() -> None:
+    with Engine(FakeModel(), Words(), limits(enable_prefix_caching=True)) as engine:
+        plain = SamplingParams(temperature=0, max_tokens=2)
+        answers = [engine.generate([(PROMPT, params)])[0] for params in (plain, ASKING, plain)]
+        assert engine.stats().prefix_cache_hits > 0
+    check(answers[1].prompt_logprobs, PROMPT)
+    assert len({answer.token_ids for answer in answers}) == 1
+
+
+def test_a_slice_of_glms_vocabulary_is_small() -> None:
+    assert logprobs._ROWS * 151_552 * 4 < 100_000_000  # bytes, in float32
+
+
 def test_of_one_token_there_are_none() -> None:
     with Engine(FakeModel(), Words(), limits()) as engine:
         [answer] = engine.generate([([5], ASKING)])

@@ -26,11 +26,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_batched_tokens=st.integers(1, 9),
         prefix_caching=st.booleans(),
         num_drafts=st.integers(0, 3),
+        unit=st.sampled_from([0, 0, 1, 2]),
         by_priority=st.booleans(),
     )
     def start(self, num_pages: int, page_size: int, **settings: Any) -> None:
         self.num_pages, self.page_size = num_pages, page_size
         self.max_num_seqs = settings["max_num_seqs"]
+        settings["unit"] *= page_size
         self.budget = settings["max_num_batched_tokens"]
         self.by_priority, self.num_drafts = settings["by_priority"], settings["num_drafts"]
         self.scheduler = Scheduler(PagePool(num_pages, page_size), **settings)
@@ -383,6 +385,16 @@ def test_a_preempted_sequence_finds_its_pages_again() -> None:
 
 def priorities(num_pages: int, **settings: Any) -> Scheduler:
     return caching(num_pages, by_priority=True, prefix_caching=False, **settings)
+
+
+def test_units_make_the_steps_the_same_with_a_warm_cache_and_a_cold_one() -> None:
+    scheduler = caching(50, unit=6)
+    steps: list[list[int]] = []
+    for name in ("cold", "warm"):
+        scheduler.submit(Sequence(name, [*range(17)], 20))
+        steps.append([run(scheduler)[0][1] for _ in range(2 if steps else 4)])
+        scheduler.remove(scheduler.running[0])
+    assert steps == [[6, 6, 5, 1], [5, 1]]
 
 
 def test_of_those_who_wait_the_lowest_number_is_first() -> None:

@@ -45,8 +45,8 @@ def test_nothing_is_drafted_unless_asked_for() -> None:
 
 
 def test_the_chain_can_be_chosen() -> None:
-    assert options('{"num_speculative_tokens": 2, "chain": "residual"}') == SpeculativeConfig(
-        2, "residual"
+    assert options('{"num_speculative_tokens": 2, "chain": "normed"}') == SpeculativeConfig(
+        2, "normed"
     )
 
 

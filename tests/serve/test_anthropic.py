@@ -100,6 +100,9 @@ def test_the_events_of_a_stream(server: Running, http: httpx.Client, size: int) 
     assert [start["type"] for start in starts] == ["thinking", "text", "tool_use"]
     assert starts[2]["input"] == {}
     assert kinds.count("content_block_stop") == 3
+    thinking_ends = kinds.index("content_block_stop")  # signed just before
+    signed = {"type": "signature_delta", "signature": ""}
+    assert found[thinking_ends - 1]["delta"] == signed
     assert found[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert found[-2]["usage"]["output_tokens"] == sum(
         len(delta.token_ids) for delta in says(TEXT, size=size)
@@ -161,10 +164,12 @@ def test_why_it_ended(server: Running, http: httpx.Client, delta: Delta, ending:
 
 
 def test_sampling_fields(server: Running, http: httpx.Client) -> None:
-    post(http, temperature=0.5, top_p=0.9, top_k=7)
+    post(http, temperature=0.5, top_p=0.9, top_k=7, priority=3, cache_salt="mine")
     params = server.engine.requests[0].params
     assert (params.temperature, params.top_p, params.top_k) == (0.5, 0.9, 7)
     assert params.max_tokens == 100
+    request = server.engine.requests[0]
+    assert (request.priority, request.cache_salt) == (3, "mine")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +301,7 @@ def test_other_errors_have_their_shape(http: httpx.Client) -> None:
 def test_errors_of_the_server_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_server(api_keys=("secret",)) as running:
         error_of(httpx.post(running.url + PATH, json=BODY), 401, "authentication_error")
-        known = {"Authorization": "Bearer secret"}
+        known = {"x-api-key": "secret"}
         running.engine.script = lambda request: [Delta(finish_reason="error", error="It broke.")]
         broken = httpx.post(running.url + PATH, json=BODY, headers=known)
         assert error_of(broken, 500, "api_error") == "It broke."

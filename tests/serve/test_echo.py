@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from glm_portable.serve import logprobs
 from glm_portable.serve.logprobs import CompletionLogprobs, prompt_logprobs
 from tests.serve.fake_engine import TOKENIZER, Running, says, scores_of
 
@@ -148,3 +149,17 @@ def test_vllms_field_has_no_place_in_a_stream(http: httpx.Client, path: str) -> 
     body = {"messages": messages, "prompt": "Hi", "prompt_logprobs": 1, "stream": True}
     response = http.post(f"/v1/{path}", json=body)
     assert response.status_code == 400 and "no place" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_more_than_memory_should_hold_is_refused(
+    server: Running, http: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "MAX_PROMPT_LOGPROBS", 60)
+    messages = [{"role": "user", "content": "Hi"}]
+    for count, status in ((1, 200), (20, 400)):
+        body = {"messages": messages, "prompt": [5] * 20, "prompt_logprobs": count}
+        response = http.post(f"/v1/{path}", json=body)
+        assert response.status_code == status, response.text
+    assert "send fewer prompts" in response.json()["error"]["message"]
+    assert len(server.engine.requests) == 1

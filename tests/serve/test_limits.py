@@ -287,7 +287,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serve
     """The settings that a command line makes."""
     found: list[ServerSettings] = []
 
-    def serve(model: str | None, **options: Any) -> int:
+    def serve(*others: Any, **options: Any) -> int:
         found.append(take_settings(options))
         return 0
 

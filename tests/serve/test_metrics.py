@@ -126,6 +126,11 @@ def test_http_requests_are_counted_by_template(fresh: Running) -> None:
     assert found["glm_portable_http_requests_in_progress"] == 1, "this one"
 
 
+def test_a_self_test_is_no_request_of_a_client(fresh: Running) -> None:
+    assert httpx.get(f"{fresh.url}/health?check=numerics").status_code == 200
+    assert read(fresh.url)["vllm:request_params_n_count"] == 0
+
+
 def test_times_of_requests_over_a_real_engine() -> None:
     observed = RequestMetrics(64)
     with Engine(FakeModel(), Words(), limits(), observer=observed) as engine:

@@ -147,8 +147,10 @@ QUESTIONS = [
 
 @pytest.mark.parametrize(("question", "options"), QUESTIONS)
 def test_a_stream_adds_up_to_the_whole(pocket: Pocket, question: str, options: Any) -> None:
+    pocket.engine._core.pool.forget()
     whole = pocket.ask(question, **options)
     choice = whole.choices[0]
+    pocket.engine._core.pool.forget()
     usage = {"stream_options": {"include_usage": True}}
     chunks = list(pocket.ask(question, stream=True, **usage, **options))
     parts = folded(chunks)
@@ -158,6 +160,29 @@ def test_a_stream_adds_up_to_the_whole(pocket: Pocket, question: str, options: A
     assert streamed == calls_of(choice.message)
     assert parts["finish"] == [choice.finish_reason]
     assert chunks[-1].usage == whole.usage
+
+
+def test_the_next_turn_finds_the_one_before_it(pocket: Pocket) -> None:
+    """Prompt and answer; with another salt, or where every token is looked at, nothing."""
+    pocket.engine._core.pool.forget()
+    ids = list(range(100, 140))
+    cached = []
+    for extra in ({}, {}, {"cache_salt": "mine"}, {"cache_salt": "mine"}, {"prompt_logprobs": 0}):
+        usage = pocket.continue_text(ids, max_tokens=2, extra_body=extra).usage
+        cached.append(usage.prompt_tokens_details.cached_tokens)
+    assert cached == [0, 32, 0, 32, 0]
+    before = pocket.engine.stats()
+    history: Any = [{"role": "user", "content": "What is 17 + 25?"}]
+    for question in ("Who are you?", "Who are you?"):
+        answer = pocket.client.chat.completions.create(
+            model="glm-pocket", messages=history, temperature=0, max_tokens=60, extra_body=QUIET
+        )
+        history += [answer.choices[0].message, {"role": "user", "content": question}]
+    assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+    found = answer.usage.prompt_tokens_details.cached_tokens
+    assert found and found % 16 == 0
+    stats = pocket.engine.stats()
+    assert stats.prefix_cache_hits - before.prefix_cache_hits >= found
 
 
 def test_sixteen_at_once_answer_as_if_alone(pocket: Pocket) -> None:

@@ -168,8 +168,10 @@ def test_the_request_comes_back(http: httpx.Client) -> None:
 
 
 def test_sampling_and_thinking(server: Running, http: httpx.Client) -> None:
-    post(http, temperature=0.5, top_p=0.9, seed=3, reasoning={"effort": "none"})
+    own: dict[str, Any] = {"priority": 3, "cache_salt": "mine"}
+    post(http, temperature=0.5, top_p=0.9, seed=3, reasoning={"effort": "none"}, **own)
     request = server.engine.requests[0]
+    assert (request.priority, request.cache_salt) == (3, "mine")
     assert (request.params.temperature, request.params.top_p, request.params.seed) == (0.5, 0.9, 3)
     assert request.prompt.endswith("<think></think>")
     post(http, reasoning={"effort": "high"})

@@ -15,6 +15,7 @@ from glm_portable.errors import UsageError
 from glm_portable.tokenizer import Tokenizer
 
 _ARITHMETIC_STEPS = 8
+_WIDTH = 110
 
 Column = dict[str, float]
 
@@ -35,7 +36,7 @@ def run_bench_host(
             "--sequences and --input-len must be at least 1, --steps at least 10, and --step-ms "
             "above 0."
         )
-    console = console or Console(soft_wrap=True)
+    console = console or Console(width=_WIDTH)
     torch.set_num_threads(1)  # beside an accelerator nothing here is worth two threads
     tokenizer = null_tokenizer()
     found: dict[str, dict[str, Column]] = {}

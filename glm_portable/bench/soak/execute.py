@@ -85,6 +85,7 @@ def run_bench_soak(options: Options, console: Console | None = None) -> int:
             "asked": found.tally.asked,
             "tokens": found.tally.tokens,
             "unlike": found.tally.unlike,
+            "examples": found.tally.examples,
             "memory_mib": list(zip(found.memory.times, found.memory.sizes, strict=True)),
             "metrics": found.metrics,
         }
@@ -115,7 +116,10 @@ def _print(found: Found, options: Options, wrong: list[str], console: Console) -
         show(f"  {kind:<14} {count:,}")
     for kind, reason in found.refused.items():
         show(f"not supported    {kind}: {reason}")
-    show(f"unlike alone     {tally.unlike} of {tally.compared:,}")
+    kinds = ", ".join(f"{kind} {count}" for kind, count in tally.unlike.most_common())
+    show(f"unlike alone     {tally.unlike.total()} of {tally.compared:,} {kinds}".rstrip())
+    for example in tally.examples:
+        show(f"  {example}")
     if memory.sizes:
         every = max(1, len(memory.sizes) // 12)
         series = " ".join(f"{size:.0f}" for size in memory.sizes[::every])

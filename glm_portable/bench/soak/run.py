@@ -24,17 +24,22 @@ RUNNING, WAITING, USED = (
     "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
 )  # fmt: skip
 _PATIENCE_S = 30.0
+_EXAMPLES = 8
 
 
 @dataclass
 class Tally:
-    """What happened under load. problems: sentence to count; asked: kind to count."""
+    """What happened under load. problems: sentence to count; asked, unlike: kind to count.
+
+    examples: of answers unlike those given alone, what was said first and then.
+    """
 
     asked: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     compared: int = 0
-    unlike: int = 0
+    unlike: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
 
     def add(self, case: Case, answer: Answer, alone: Answer | None) -> None:
         self.asked[case.kind] += 1
@@ -44,9 +49,15 @@ class Tally:
             self.problems[f"{case.kind}: {problem}"] += 1
         elif alone is not None and not answer.left:
             self.compared += 1
-            self.unlike += answer.said != alone.said
+            if answer.said != alone.said:
+                self.unlike[case.kind] += 1
+                self._show(case, answer, alone)
             if mixed_up(case, answer, alone):
                 self.problems[f"{case.kind}: the answer is not to its prompt"] += 1
+
+    def _show(self, case: Case, answer: Answer, alone: Answer) -> None:
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(f"{case.kind}: {_all(alone)!r} / {_all(answer)!r}")
 
 
 def mixed_up(case: Case, answer: Answer, alone: Answer) -> bool:

@@ -21,9 +21,9 @@ def violations(
         yield f"{count} x {problem}"
     if not tally.compared:
         yield "no answer could be compared with the one given alone"
-    elif tally.unlike > max_unlike * tally.compared:
+    elif tally.unlike.total() > max_unlike * tally.compared:
         yield (
-            f"{tally.unlike} of {tally.compared} answers are unlike those given alone; "
+            f"{tally.unlike.total()} of {tally.compared} answers are unlike those given alone; "
             f"{max_unlike:.1%} may be"
         )
     drift = found.memory.drift(warm_up)

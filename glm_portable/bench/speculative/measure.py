@@ -159,8 +159,8 @@ class Mode:
     """One way to answer: without drafts (None), or with these. What it took, repetition by
     repetition.
 
-    decode, whole: seconds from the first token on, and from the question on. tokens, rows: after
-    the first, and sequences summed over the steps that gave them. steps: those with every sequence
+    decode, whole: seconds from where every question is read, and from the start. tokens, rows: from
+    there on, and sequences summed over the steps that gave them. steps: those with every sequence
     and all its drafts. answers: the tokens, which are the same in every mode and repetition if the
     arithmetic does not round differently.
     """
@@ -199,20 +199,21 @@ class Mode:
         self, subject: Subject, prompts: Sequence[list[int]], batch: int, max_tokens: int
     ) -> None:
         """Answer every prompt, `batch` at a time."""
-        decode, whole, rows, answers = 0.0, 0.0, 0, []
+        decode, whole, tokens, rows, answers = 0.0, 0.0, 0, 0, []
         drafts, accepted = 0, [0] * self.k
         for start in range(0, len(prompts), batch):
             group = Group(self, subject, prompts[start : start + batch], max_tokens)
             group.run()
-            decode, whole, rows = decode + group.decode, whole + group.whole, rows + group.rows
+            decode, whole = decode + group.decode, whole + group.whole
+            tokens, rows = tokens + group.tokens, rows + group.rows
             answers += group.answers
             drafts += group.stats.num_drafts
             pairs = zip(accepted, group.stats.accepted_by_position, strict=True)
             accepted = [a + b for a, b in pairs]
         self.decode.append(decode)
         self.whole.append(whole)
-        self.tokens = sum(map(len, answers)) - len(answers)
-        self.rows, self.answers, self.drafts, self.accepted = rows, answers, drafts, accepted
+        self.tokens, self.rows, self.answers = tokens, rows, answers
+        self.drafts, self.accepted = drafts, accepted
 
 
 class Group:
@@ -241,7 +242,7 @@ class Group:
         self._core = EngineCore(self._model, limits, subject.vocab_size, mode.speculative)
         self.answers: list[list[int]] = [[] for _ in prompts]
         self.decode = self.whole = 0.0
-        self.rows = 0
+        self.tokens = self.rows = 0
         for place, prompt in enumerate(prompts):
             self._core.add(self._request(subject, place, prompt, max_tokens))
 
@@ -253,11 +254,12 @@ class Group:
         begin = self._clock()
         while not all(self.answers):
             self._core.step()
-        first = self._clock()
+        first, read = self._clock(), sum(map(len, self.answers))
         while self._core.requests:
             self._step()
         end = self._clock()
         self.decode, self.whole = end - first, end - begin
+        self.tokens = sum(map(len, self.answers)) - read
 
     def _step(self) -> None:
         rows = len(self._core.requests)

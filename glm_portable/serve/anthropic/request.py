@@ -7,7 +7,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from glm_portable.serve.anthropic.history import chat_messages
 from glm_portable.serve.anthropic.schema import CHOICE, MESSAGE, SYSTEM, TOOL
-from glm_portable.serve.converted import convert
+from glm_portable.serve.converted import Extensions, convert
 from glm_portable.serve.fields import MAX_MESSAGES, WHOLE, PositiveCount, Stops
 from glm_portable.serve.protocol import ChatRequest, Strict
 from glm_portable.serve.tools import MAX_TOOLS
@@ -67,7 +67,7 @@ class OutputConfig(Strict):
     format: OutputFormat | None = None
 
 
-class CountTokensRequest(Strict):
+class CountTokensRequest(Extensions):
     """POST /v1/messages/count_tokens"""
 
     model: str | None = None
@@ -83,7 +83,6 @@ class CountTokensRequest(Strict):
     ] = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
     def chat(self) -> ChatRequest:
         """The same request to /v1/chat/completions. Raises ApiError."""
@@ -93,17 +92,15 @@ class CountTokensRequest(Strict):
         """Without `thinking` there is none, as in Anthropic's API."""
         thinks = self.thinking is not None and self.thinking.type != "disabled"
         choice = self.tool_choice or {}
-        parallel = None if choice.get("disable_parallel_tool_use") is None else False
-        if choice.get("disable_parallel_tool_use") is False:
-            parallel = True
+        single = choice.get("disable_parallel_tool_use")
         fields: dict[str, Any] = {
             "model": self.model,
             "messages": chat_messages(self.system, self.messages),
             "tools": self.tools,
             "tool_choice": _chat_choice(choice),
-            "parallel_tool_calls": parallel,
+            "parallel_tool_calls": None if single is None else not single,
             "thinking": {"type": "enabled" if thinks else "disabled"},
-            "chat_template_kwargs": self.chat_template_kwargs,
+            **self.extensions(),
         }
         if self.output_config is not None and self.output_config.format is not None:
             given = self.output_config.format.model_dump(by_alias=True)

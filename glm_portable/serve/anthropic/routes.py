@@ -35,15 +35,19 @@ def router(service: Service) -> APIRouter:
         "/count_tokens", **describe(CountTokensRequest, count, streams=False, error=_ERROR)
     )
     async def count_tokens(request: Request) -> dict[str, int]:
-        chat = (await read(request, CountTokensRequest, limit)).chat()
-        service.model(chat.model)
-        prompt = await asyncio.to_thread(conversation.render, service, chat)
-        return {"input_tokens": len(prompt.token_ids)}
+        body = await read(request, CountTokensRequest, limit)
+        service.model(body.model)
+        return {"input_tokens": await asyncio.to_thread(_count, service, body)}
 
     return routes
 
 
+def _count(service: Service, request: CountTokensRequest) -> int:
+    return len(conversation.render(service, request.chat()).token_ids)
+
+
 async def start_message(service: Service, request: MessagesRequest) -> MessageAnswer:
     """Start the answer. Raises ApiError."""
-    started = await conversation.start(service, request.chat())
+    chat = await asyncio.to_thread(request.chat)
+    started = await conversation.start(service, chat)
     return MessageAnswer(started, cache_read=request.caches)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from glm_portable.serve.converted import convert
+from glm_portable.serve.converted import Extensions, convert
 from glm_portable.serve.fields import MAX_MESSAGES, PositiveCount, Seed
 from glm_portable.serve.protocol import ChatRequest, Strict
 from glm_portable.serve.responses.history import chat_messages
@@ -80,7 +80,7 @@ class Text(Strict):
     format: TextFormat | None = None
 
 
-class ResponsesRequest(Strict):
+class ResponsesRequest(Extensions):
     """POST /v1/responses"""
 
     model: str | None = None
@@ -104,7 +104,6 @@ class ResponsesRequest(Strict):
     store: bool | None = None
     include: Annotated[list[str], Field(max_length=64)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -143,7 +142,7 @@ class ResponsesRequest(Strict):
             "top_p": self.top_p,
             "seed": self.seed,
             "reasoning_effort": self.reasoning.effort if self.reasoning else None,
-            "chat_template_kwargs": self.chat_template_kwargs,
+            **self.extensions(),
         }
         if self.text is not None and self.text.format is not None:
             fields["own_format"] = ("text.format", self.text.format.shown())

@@ -1,5 +1,7 @@
 """The Responses API, over the same conversation as a chat's. Nothing is stored."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from glm_portable.serve import conversation
@@ -38,5 +40,6 @@ def router(service: Service) -> APIRouter:
 
 async def start_response(service: Service, request: ResponsesRequest) -> ResponseAnswer:
     """Start the answer. Raises ApiError."""
-    started = await conversation.start(service, request.chat())
+    chat = await asyncio.to_thread(request.chat)
+    started = await conversation.start(service, chat)
     return ResponseAnswer(started, request.shown())

@@ -57,7 +57,7 @@ class Reply:
     def right(cls, body: Body) -> "Reply":
         prompt = body.get("prompt") or body["messages"][-1]["content"]
         if "response_format" in body:
-            return cls('{"answer": 7, "sure": true}', min(9, body["max_tokens"]))
+            return cls('{"answer": 7, "unit": "none"}', min(9, body["max_tokens"]))
         tool = None
         if "tools" in body:
             tool = ("get_weather", json.dumps({"city": prompt.split()[-1][:-1]}))

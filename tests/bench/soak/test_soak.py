@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from glm_portable.bench.soak.memory import Memory, resident_mib
 from glm_portable.bench.soak.run import Found, soak
 from glm_portable.bench.soak.verdict import violations
 from glm_portable.cli import main
+from glm_portable.engine.types import Delta
 from glm_portable.errors import UsageError
 from tests.bench.soak.double import Body, Double, Reply
 from tests.serve.fake_engine import Submitted, fake_server, says
@@ -48,7 +50,7 @@ def test_a_server_that_is_well() -> None:
     assert wrong(found) == [] and found.refused == {}
     assert found.tally.asked.keys() == KINDS
     assert found.tally.asked.total() == len(double.asked) - COUNT > 80
-    assert found.tally.compared > 50 and found.tally.unlike == 0
+    assert found.tally.compared > 50 and found.tally.unlike.total() == 0
     assert found.metrics == {run.RUNNING: 0, run.WAITING: 0, run.USED: 0}
     # Prefixes are shared, seeds and lengths differ, and some stream while others do not.
     bodies = [body for body in double.asked if "messages" in body]
@@ -76,7 +78,7 @@ def set_fields(**fields: Any) -> Callable[[Reply, Body], None]:
         (set_fields(tokens=1, finish_reason="length"), "finish_reason length after 1 of"),
         (set_fields(text="You asked: What is 1 + 1?"), "the answer is not to its prompt"),
         (set_fields(tool=("get_weather", "{}"), text=""), "tools: the answer is not to its prompt"),
-        (set_fields(text='{"answer": "7", "sure": true}'), "schema: JSON against its schema"),
+        (set_fields(text='{"answer": "7", "unit": "none"}'), "schema: JSON against its schema"),
         (set_fields(text="seven"), "schema: no JSON, but 'seven'"),
     ],
 )
@@ -104,7 +106,8 @@ def test_other_words_are_counted_and_allowed_in_a_small_share() -> None:
 
     double = Double(sometimes, after=COUNT)
     found = soaked(double)
-    assert 0 < found.tally.unlike < 0.1 * found.tally.compared
+    assert 0 < found.tally.unlike.total() < 0.1 * found.tally.compared
+    assert "You asked: What" in found.tally.examples[0] and "They" in found.tally.examples[0]
     assert wrong(found, max_unlike=0.1) == []
     [line] = wrong(found, max_unlike=0.01)
     assert "unlike those given alone" in line
@@ -166,21 +169,25 @@ def test_a_score_that_changed() -> None:
 def answers(request: Submitted) -> Any:
     """What was asked, at the length that was asked for."""
     text = f"You asked {request.prompt[-40:]}"
+    if request.params.grammar is not None:
+        text = '{"answer": 7, "unit": "none"}'
     deltas = says(text.replace("<", "(").replace("|", ""))
     most = request.params.max_tokens or 1
     if most >= len(deltas):
         return deltas
-    return [*deltas[: most - 1], type(deltas[0])(deltas[most - 1].token_ids, "", (), "length")]
+    return [*deltas[: most - 1], Delta(deltas[most - 1].token_ids, finish_reason="length")]
+
+
+def breaks(request: Submitted) -> Any:
+    return [Delta(finish_reason="error", error="broken")]
 
 
 @pytest.mark.parametrize("well", [True, False])
 def test_the_command(well: bool) -> None:
     with fake_server() as running:
-        running.engine.script = answers if well else lambda request: answers(request)[:1] * 2
-        if not well:
-            running.engine.script = lambda request: [
-                type(d)(finish_reason="error", error="broken") for d in says("")
-            ]
+        now = running.engine.stats_now
+        running.engine.stats_now = replace(now, running=0, waiting=0, pages_used=0)
+        running.engine.script = answers if well else breaks
         result = CliRunner().invoke(
             main,
             ["bench", "soak", "--base-url", running.url, "--minutes", "0.01", "--clients", "2",
