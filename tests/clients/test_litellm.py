@@ -28,6 +28,7 @@ def options(server: Server, provider: str) -> dict[str, Any]:
     found: dict[str, Any] = {"model": f"{provider}/{MODEL}", "api_base": base, "api_key": "EMPTY"}
     if provider == "anthropic":  # without this there is no thinking
         found["thinking"] = {"type": "enabled", "budget_tokens": 1024}
+        found["allowed_openai_params"] = ["thinking"]
     return found | {"temperature": 0, "max_tokens": 300, "num_retries": 0}
 
 

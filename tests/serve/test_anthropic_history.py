@@ -95,6 +95,7 @@ def test_the_billing_line_does_not_reach_the_prompt(as_blocks: bool) -> None:
     [
         ("x", "messages[0] must be an object"),
         ({"role": "dog"}, "messages[0].role is 'dog'"),
+        ({"role": {}, "content": ""}, "messages[0].role is {}"),
         ({"role": "user", "content": 5}, "messages[0].content must be a string or a list"),
         (
             {"role": "user", "content": ["x"]},

@@ -45,7 +45,7 @@ def _message(message: Any, where: str) -> Iterator[dict[str, Any]]:
     if not isinstance(message, dict):
         raise UsageError(f"{where} must be an object with role and content.")
     role = message.get("role")
-    if role not in _READ:
+    if not isinstance(role, str) or role not in _READ:
         raise UsageError(f"{where}.role is {role!r}; use one of user, assistant, system.")
     blocks = list(_blocks(message.get("content"), f"{where}.content", _READ[role]))
     if role == "assistant":
