@@ -265,11 +265,12 @@ class GLM:
             enable_chunked_prefill=enable_chunked_prefill,
         )
         page_size, on_host = self.model.ops.page_size, device.type == "cpu"
+        drafts = 0 if self.speculative is None else self.speculative.num_speculative_tokens
         step = None
         if not on_host and not self._simulated:
-            step = measured_step(model or self.model, shape, page_size)
+            step = measured_step(model or self.model, shape, page_size, drafts)
         if step is None:
-            step = estimated_step(config, self.model.dtype.itemsize, shape)
+            step = estimated_step(config, self.model.dtype.itemsize, shape, drafts)
         sharing = parallel.size if on_host else 1
         free, total = _free_memory(device) // sharing, _total_memory(device) // sharing
         budget = options.budget(total, free, step, on_host)

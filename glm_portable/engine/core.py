@@ -258,6 +258,8 @@ class EngineCore:
             self._generation_tokens += len(delta.token_ids)
             if delta.token_ids:
                 note_tokens(self.observer, request.timeline, time.monotonic())
+            if delta.finish_reason == "error":  # no number came of what its pages hold
+                self.scheduler.withdraw(request.sequence)
             if delta.finish_reason is None:
                 self._emit(request, delta)
             else:

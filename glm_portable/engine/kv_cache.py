@@ -102,6 +102,12 @@ class PagePool:
         if digest not in self._page_of:
             self._page_of[digest], self._digest_of[page] = page, digest
 
+    def withdraw(self, page: int) -> None:
+        """Let a page that is held not be found any more: what is in it is not right."""
+        digest = self._digest_of.pop(page, None)
+        if digest is not None:
+            del self._page_of[digest]
+
     def shrink(self, block_table: MutableSequence[int], tokens: int) -> None:
         """Take back the pages behind those that hold that many tokens."""
         kept = self.pages_for(tokens)

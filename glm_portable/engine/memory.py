@@ -83,7 +83,9 @@ class MemoryOptions:
         return Budget(size, account, "raise --gpu-memory-utilization")
 
 
-def estimated_step(config: ModelConfig, itemsize: int, shape: StepShape) -> int:
+def estimated_step(
+    config: ModelConfig, itemsize: int, shape: StepShape, num_drafts: int = 0
+) -> int:
     """Bytes of the largest step on the host, beside weights and cache, estimated from above."""
     heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     moe = config.num_experts_per_tok * (3 * config.moe_intermediate_size + config.hidden_size)
@@ -92,11 +94,13 @@ def estimated_step(config: ModelConfig, itemsize: int, shape: StepShape) -> int:
     row += max(moe + shared, 3 * config.intermediate_size)
     # A prompt attends in blocks of 64 queries: their scores, and a copy of all keys and values.
     attention = shape.max_model_len * (2 * 64 * heads + 4 * groups * size)
-    logits = 6 * 4 * shape.max_num_seqs * config.vocab_size
+    logits = 6 * 4 * _sampled_rows(shape, num_drafts) * config.vocab_size
     return itemsize * (shape.max_num_batched_tokens * row + attention) + logits
 
 
-def measured_step(model: LanguageModel, shape: StepShape, page_size: int) -> int | None:
+def measured_step(
+    model: LanguageModel, shape: StepShape, page_size: int, num_drafts: int = 0
+) -> int | None:
     """The same on an accelerator, by computing such a step; None where torch cannot tell there.
 
     All tokens go into one page, so that no cache is needed for it: what comes out is rubbish.
@@ -110,23 +114,28 @@ def measured_step(model: LanguageModel, shape: StepShape, page_size: int) -> int
         log.info("torch does not tell the memory in use here (%s): it is estimated", error)
         return None
     with torch.inference_mode():
-        _largest_step(model, shape, page_size)
+        _largest_step(model, shape, page_size, num_drafts)
     peak = memory.max_memory_allocated() - before
     memory.empty_cache()
     return peak
 
 
-def _largest_step(model: LanguageModel, shape: StepShape, page_size: int) -> None:
+def _largest_step(model: LanguageModel, shape: StepShape, page_size: int, num_drafts: int) -> None:
     counts = _prompts(shape)
     device, vocab = model.ops.device, model.config.vocab_size
     layout = [(0, count, [0] * -(-count // page_size)) for count in counts]
     step = Step.build(layout, page_size, device)
     ids_T = torch.arange(sum(counts), device=device) % vocab
     hidden_TD = model.forward(ids_T, step, model.allocate(1, page_size))
-    rows = min(shape.max_num_seqs, len(ids_T))
+    rows = min(_sampled_rows(shape, num_drafts), len(ids_T))
     params = SamplingParams(temperature=1.0, top_p=0.9)
     samplers = [RowSampler(params, 0, frozenset(), [0], vocab) for _ in range(rows)]
     sample(model.logits(hidden_TD[:rows]), samplers, vocab)
+
+
+def _sampled_rows(shape: StepShape, num_drafts: int) -> int:
+    """Of the logits of a step in which every sequence has a token and its drafts."""
+    return min(shape.max_num_seqs * (1 + num_drafts), shape.max_num_batched_tokens)
 
 
 def _prompts(shape: StepShape) -> Sequence[int]:

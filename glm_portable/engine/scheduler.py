@@ -173,6 +173,11 @@ class Scheduler:
             for chunk in chunks:
                 self._publish(chunk.sequence)
 
+    def withdraw(self, sequence: Sequence) -> None:
+        """Let nobody find the pages of a sequence, its own and those it began with."""
+        for page in sequence.block_table[: sequence.num_published]:
+            self.pool.withdraw(page)
+
     @property
     def _ahead(self) -> int:
         """How many tokens behind a page what is cached in it depends on, too.

@@ -212,6 +212,25 @@ def test_nothing_of_a_failed_step_is_found() -> None:
     assert ask(engine, [1] * 10)[0].num_cached_tokens == 8
 
 
+def test_pages_that_gave_no_number_are_not_found() -> None:
+    class Poisoned(FakeModel):
+        poisoned = False
+
+        def logits(self, hidden_TD: Tensor) -> Tensor:
+            logits_TV = super().logits(hidden_TD)
+            return logits_TV * float("nan") if self.poisoned else logits_TV
+
+    model = Poisoned()
+    engine = core(model)
+    ask(engine, [1] * 10)
+    model.poisoned = True
+    assert ask(engine, [1] * 14)[-1].finish_reason == "error"
+    model.poisoned = False
+    assert ask(engine, [1] * 14)[0].num_cached_tokens == 0
+    assert ask(engine, [1] * 14)[0].num_cached_tokens == 12
+    assert engine.pool.num_used == 0
+
+
 def test_the_cache_can_be_switched_off_and_dropped() -> None:
     engine = core(FakeModel(), enable_prefix_caching=False)
     assert [ask(engine, [1] * 10)[0].num_cached_tokens for _ in range(2)] == [0, 0]

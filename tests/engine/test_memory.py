@@ -101,6 +101,10 @@ def test_the_largest_step_is_computed_to_measure_it(monkeypatch: pytest.MonkeyPa
     model = Recording(accelerator)
     assert measured_step(model, StepShape(32, 8, 70), page_size=4) == 70
     assert model.steps == [[32, 32, 6]] and model.logit_rows == 8
+    measured_step(model, StepShape(32, 8, 70), page_size=4, num_drafts=3)
+    assert model.logit_rows == 32
+    measured_step(model, StepShape(32, 8, 16), page_size=4, num_drafts=3)
+    assert model.logit_rows == 16
 
 
 def test_where_torch_cannot_tell_the_step_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
