@@ -50,10 +50,11 @@ async def abuse(
     pid: int | None = None,
     rounds: int = 2,
     health_s: float = HEALTH_S,
+    idle: tuple[str, ...] = IDLE,
 ) -> Target:
     """Every attack, `rounds` times, with one in `share` of its cases; returns what was seen.
 
-    health_s: the longest that /health may take.
+    health_s: the longest that /health may take. idle: what must be zero in /metrics afterwards.
     """
     limits = httpx.Limits(max_connections=256)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=PATIENCE_S) as http:
@@ -65,7 +66,7 @@ async def abuse(
         for number in range(rounds):
             for attack in ATTACKS:
                 start = time.perf_counter()
-                await run(attack, target, share, expected)
+                await run(attack, target, share, expected, idle)
                 report(target, number, time.perf_counter() - start, watch)
             sizes.append(resident_mib(pid) if pid else 0.0)
         watching.cancel()
@@ -74,13 +75,15 @@ async def abuse(
     return target
 
 
-async def run(attack: Attack, target: Target, share: int, expected: str) -> None:
+async def run(
+    attack: Attack, target: Target, share: int, expected: str, idle: tuple[str, ...]
+) -> None:
     target.attack = attack.__name__.replace("_", " ")
     await attack(target, share)
     found = await answer(target)
     if found != expected:
         target.findings.append(f"{target.attack}: afterwards the answer is {found!r}")
-    await until_idle(target)
+    await until_idle(target, idle)
 
 
 async def answer(target: Target) -> str:
@@ -91,21 +94,21 @@ async def answer(target: Target) -> str:
     return str(found.json()["choices"][0]["message"])
 
 
-async def until_idle(target: Target) -> None:
+async def until_idle(target: Target, idle: tuple[str, ...]) -> None:
     """Wait until the server says that nothing runs; never is a finding."""
     deadline = time.perf_counter() + PATIENCE_S
-    while busy := await gauges(target):
+    while busy := await gauges(target, idle):
         if time.perf_counter() > deadline:
             target.findings.append(f"{target.attack}: afterwards {', '.join(busy)} is not zero")
             return
         await asyncio.sleep(0.05)
 
 
-async def gauges(target: Target) -> list[str]:
+async def gauges(target: Target, idle: tuple[str, ...]) -> list[str]:
     """The lines of /metrics that say the server is at work; none where it has no /metrics."""
     metrics = await target.http.get("/metrics")
     lines = metrics.text.splitlines() if metrics.status_code == 200 else []
-    return [line for line in lines if line.startswith(IDLE) and float(line.rpartition(" ")[2]) != 0]
+    return [line for line in lines if line.startswith(idle) and float(line.rpartition(" ")[2]) != 0]
 
 
 def resident_mib(pid: int) -> float:
