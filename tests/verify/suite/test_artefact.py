@@ -16,7 +16,7 @@ from torch import Tensor
 from glm_portable.backends import reference
 from glm_portable.errors import UsageError
 from glm_portable.verify.cases import Case, named
-from glm_portable.verify.suite.artefact import reader, write
+from glm_portable.verify.suite.artefact import judge, reader, write
 from glm_portable.verify.suite.artefact.models import GLM45, MODELS, SMALL, shapes
 
 CHOSEN = [
@@ -111,14 +111,25 @@ def results(suite: Path, out: Path, cases: list[Case]) -> Path:
 
 
 def run_alone(suite: Path, outputs: Path, *cases: str) -> tuple[int, str]:
-    """The reader where torch cannot be imported."""
-    arguments = [str(suite / "reader.py"), str(suite), str(outputs), *cases]
-    program = f"{ALONE}sys.argv = {arguments!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    """Judge and reader where torch cannot be imported."""
+    arguments = [str(suite / "judge.py"), str(suite), str(outputs), *cases]
+    program = (
+        f"{ALONE}sys.path.insert(0, {str(suite)!r}); sys.argv = {arguments!r}; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_reader_judges_without_torch(suite: Path, tmp_path: Path) -> None:
+def test_the_reader_lists_a_file_alone(suite: Path) -> None:
+    path = suite / folder_of(suite, CHOSEN[0]) / "expected.safetensors"
+    command = [sys.executable, "-I", str(suite / "reader.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    listed = [line.split()[0] for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and sorted(listed) == sorted(load_file(path)), done.stderr
+
+
+def test_they_judge_without_torch(suite: Path, tmp_path: Path) -> None:
     outputs = results(suite, tmp_path / "out", CHOSEN)
     folders = [folder_of(suite, case) for case in CHOSEN]
     code, said = run_alone(suite, outputs, *folders)
@@ -137,25 +148,25 @@ def breaks() -> Iterator[tuple[str, str, str, float]]:
 
 
 @pytest.mark.parametrize("op, name, what, factor", list(breaks()))
-def test_the_reader_sees_what_is_wrong(
+def test_the_judge_sees_what_is_wrong(
     suite: Path, op: str, name: str, what: str, factor: float
 ) -> None:
     case = named(op, name)
     place = suite / folder_of(suite, case)
     about = json.loads((place / "case.json").read_text())
     got = {n: t.float().numpy() for n, t in case.run(reference, torch.bfloat16).items()}
-    assert reader.judge(about, got, reader.read(place / "expected.safetensors")) == []
+    assert judge.judge(about, got, reader.read(place / "expected.safetensors")) == []
     got["y"] = got["y"] * factor
-    found = reader.judge(about, got, reader.read(place / "expected.safetensors"))
+    found = judge.judge(about, got, reader.read(place / "expected.safetensors"))
     assert any(f"y: {what}" in f for f in found), found
 
 
-def test_the_reader_sees_swallowed_nan_and_other_experts(suite: Path) -> None:
+def test_the_judge_sees_swallowed_nan_and_other_experts(suite: Path) -> None:
     def judged(case: Case, change: dict[str, Tensor]) -> list[str]:
         place = suite / folder_of(suite, case)
         about = json.loads((place / "case.json").read_text())
         got = {n: t.float().numpy() for n, t in change.items()}
-        return reader.judge(about, got, reader.read(place / "expected.safetensors"))
+        return judge.judge(about, got, reader.read(place / "expected.safetensors"))
 
     linear, ties = CHOSEN[2], CHOSEN[3]
     y = linear.run(reference, torch.bfloat16)["y"]
@@ -182,12 +193,12 @@ def test_a_model_without_thought_fails(suite: Path) -> None:
     expected = reader.read(place / "expected.safetensors")
     tokens, vocabulary = len(expected["ids"]), about["attributes"]["config"]["vocab_size"]
     flat = np.zeros((tokens, vocabulary), "f4")
-    assert "kl" in reader.judge(about, {"logits": flat}, expected)[0]
+    assert "kl" in judge.judge(about, {"logits": flat}, expected)[0]
     rest = 1 - np.exp(expected["logprobs"].astype("f8")).sum(-1, keepdims=True)
     others = np.log(np.maximum(rest, 1e-12) / (vocabulary - expected["ids"].shape[1]))
     right = np.repeat(others, vocabulary, -1)
     np.put_along_axis(right, expected["ids"], expected["logprobs"], -1)
-    assert reader.judge(about, {"logits": right}, expected) == []
+    assert judge.judge(about, {"logits": right}, expected) == []
 
 
 def test_names_of_a_layers_tensors() -> None:

@@ -1,4 +1,4 @@
-"""The suite as a folder that needs neither this program nor PyTorch: see `reader.py`."""
+"""The suite as a folder that needs neither this program nor PyTorch: see `judge.py`."""
 
 from glm_portable.verify.suite.artefact.writer import write
 

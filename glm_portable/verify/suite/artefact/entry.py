@@ -47,7 +47,7 @@ def entry(folder: str, case: Case, call: Call, plain: Tensors, true: Tensors) ->
 
 
 def limits_of(plain: Tensor, true: Tensor) -> dict[str, Any]:
-    """What `measure` of the reader may find, and what it finds in plain PyTorch."""
+    """What `measure` of `judge.py` may find, and what it finds in plain PyTorch."""
     off, units = distance(plain, true), ulps(plain, true)
     slope = abs(off.slope - 1)
     eps = torch.finfo(plain.dtype).eps

@@ -1,4 +1,4 @@
-"""The suite as files: a folder for each case, an index, and a reader that needs no more than NumPy.
+"""The suite as files: a folder for each case, an index, and programs that need NumPy alone.
 
 The bytes depend on the seed, on the versions that the index names, and on the kind of processor
 where torch's float64 sums do; not on the time, the process or the number of threads.
@@ -29,7 +29,7 @@ from glm_portable.verify.suite.artefact.models import MODELS
 from glm_portable.verify.suite.judge import ULPS
 
 SCHEMA, VERSION = "glm-portable/suite", 1
-INDEX, READER = "index.json", "reader.py"
+INDEX, PROGRAMS = "index.json", ("reader.py", "judge.py")
 DTYPE = torch.bfloat16
 RULE = {
     "error": f"at most {metrics.K:g} times plain PyTorch's, and {metrics.FLOOR:g}",
@@ -62,7 +62,8 @@ def write(out: Path, cases: Sequence[Case], seed: int = 0, whole: bool = True) -
 def _fill(out: Path, cases: Sequence[Case], seed: int, whole: bool) -> dict[str, Any]:
     """Beside its place, so that a suite is whole or not there."""
     out.mkdir()
-    shutil.copyfile(Path(__file__).with_name(READER), out / READER)
+    for name in PROGRAMS:
+        shutil.copyfile(Path(__file__).with_name(name), out / name)
     listed: dict[str, Any] = {}
     with one_thread():
         for one in _entries(cases, seed, whole):
