@@ -86,6 +86,9 @@ class Shapes:
     def is_quantised(self, module: str) -> bool:
         return False
 
+    def kv_scales(self, attention: str) -> None:
+        """Its keys and values are not calibrated for FP8."""
+
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         split = self.parallel.split(name.rpartition(".")[0], self.config)
         part = (len(split.rows.of(shape[0])), *(len(split.columns.of(n)) for n in shape[1:]))
