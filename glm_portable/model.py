@@ -270,24 +270,27 @@ class Model:
         self.mtp: MTP | None = None
         if has_mtp(config, weights):
             self.mtp = MTP(config, ops, weights, self.embed, self.head)
+        cached = self.layers if self.mtp is None else [*self.layers, self.mtp.layer]
+        self._kv_scales = [layer.attention.kv_scales for layer in cached]
         weights.finish()
 
     def allocate(self, pages: int, page_size: int) -> list[KVCache]:
         """A cache for each main layer and, last, one for the MTP layer if there is one."""
         local, device = self.parallel.local(self.config), self.ops.device
         return [
-            KVCache.allocate(local, pages, page_size, self.kv_dtype, device, *self._scales(layer))
-            for layer in [*self.layers, *([] if self.mtp is None else [self.mtp.layer])]
+            KVCache.allocate(
+                local, pages, page_size, self.kv_dtype, device, *self._in_pages(scales)
+            )
+            for scales in self._kv_scales
         ]
 
     @property
     def has_kv_scales(self) -> bool:
         """Whether the checkpoint was calibrated for FP8 pages."""
-        return all(layer.attention.kv_scales is not None for layer in self.layers)
+        return None not in self._kv_scales[: len(self.layers)]
 
-    def _scales(self, layer: Layer) -> tuple[float, float]:
+    def _in_pages(self, scales: tuple[float, float] | None) -> tuple[float, float]:
         """Of a layer's FP8 pages, as calibrated or 1."""
-        scales = layer.attention.kv_scales
         if self.kv_dtype.itemsize > 1 or scales is None:
             return 1.0, 1.0
         # FNUZ codes mean half of what the same codes of OCP mean, for which scales are calibrated.

@@ -36,6 +36,9 @@ class Counter:
     def is_quantised(self, module: str) -> bool:
         return False
 
+    def kv_scales(self, attention: str) -> None:
+        pass
+
     def tensor(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
         assert name not in self.elements
         self.elements[name] = math.prod(shape)

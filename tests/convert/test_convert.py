@@ -188,12 +188,15 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SLOW_DISK = """import time
+SLOW_DISK = """import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from glm_portable.convert.write import ShardWriter
 write = ShardWriter.write
 ShardWriter.write = lambda self: (write(self), time.sleep(0.02))[0]
 """
-"""Else a conversion may have ended before a busy machine lets its signal through."""
+"""Else a conversion may have ended before a busy machine lets its signal through; and what a shell
+starts in the background ignores Ctrl-C.
+"""
 
 
 def start(model: Path, output: Path, limit: int = LIMIT) -> subprocess.Popen[bytes]:

@@ -24,7 +24,7 @@ def test_our_own_server_passes(look: Look, sound: str) -> None:
     unlooked = {n for n, check in found.checks.items() if check.status is not Status.PASS}
     assert unlooked == {"long prompts: beyond the window"}  # more than `longest`
     logprobs = found.checks["numbers: log probabilities"]
-    assert "one token after each prefix" in logprobs.note
+    assert "by prompt_logprobs of /v1/completions" in logprobs.note
     assert logprobs.measures["kl_mean"] < 1e-5
     assert found.checks["tool calls: as the model wrote them"].measures["compared"] >= 3
     assert found.checks["determinism: beside other requests"].measures["differing"] == 0
