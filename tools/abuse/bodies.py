@@ -193,7 +193,7 @@ def _bodies_around(schema: str) -> list[str]:
     return [
         f'{start}, "response_format": {form % schema}}}',
         f'{start}, "tools": {tool % schema}}}',
-        f'{{"messages": {call % schema}}}',
+        f'{{"messages": {call % schema}, "max_tokens": 2}}',
         f'{start}, "chat_template_kwargs": {schema}}}',
     ]
 
