@@ -12,7 +12,8 @@ from glm_portable.errors import UsageError
 
 ROLES = ("system", "user", "assistant", "tool")
 
-_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Types of content parts that hold text, and their field that holds it."""
 
 
 def normalize_messages(messages: Any) -> list[dict[str, Any]]:
@@ -49,19 +50,20 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     content = message.get("content")
     if role == "tool" and isinstance(content, list) and _are_outputs(content):
         return {"role": role, "content": [_output(item) for item in content]}
-    result: dict[str, Any] = {"role": role, "content": _content(content, where)}
+    result: dict[str, Any] = {"role": role, "content": text_of(content, f"{where}.content")}
     fields = _assistant_fields(message, where)  # checked in every message, used in the assistant's
     return result | fields if role == "assistant" else result
 
 
-def _content(content: Any, where: str) -> str:
+def text_of(content: Any, where: str, parts: Mapping[str, str] = TEXT_PARTS) -> str:
+    """The text of a string, of a list of parts of these types, or of null."""
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise UsageError(f"{where}.content must be a string, a list of text parts or null.")
-    return "".join(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+        raise UsageError(f"{where} must be a string, a list of text parts or null.")
+    return "".join(_part(part, f"{where}[{i}]", parts) for i, part in enumerate(content))
 
 
 def _are_outputs(content: list[Any]) -> bool:
@@ -74,17 +76,17 @@ def _output(item: Mapping[str, Any]) -> dict[str, str]:
     return {"output": output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)}
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: Any, where: str, parts: Mapping[str, str]) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        raise UsageError(f"{where} must be an object with a type, such as 'text'.")
-    if kind not in _TEXT_PARTS:
+        raise UsageError(f"{where} must be an object with a type, such as {next(iter(parts))!r}.")
+    if kind not in parts:
         raise UsageError(f"{where} is of type {kind!r}, but this model reads text only.")
-    text = part.get(_TEXT_PARTS[kind])
+    text = part.get(parts[kind])
     if not isinstance(text, str):
-        raise UsageError(f"{where}.{_TEXT_PARTS[kind]} must be a string.")
+        raise UsageError(f"{where}.{parts[kind]} must be a string.")
     return text
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from glm_portable.errors import UsageError
+from glm_portable.serve.messages import TEXT_PARTS, text_of
 
 _ROLES = ("user", "assistant", "system", "developer")
+_THOUGHTS = TEXT_PARTS | {"reasoning_text": "text", "summary_text": "text"}
 
 
 def chat_messages(instructions: str | None, items: str | list[Any]) -> list[dict[str, Any]]:
@@ -40,7 +42,7 @@ class _History:
             case "function_call":
                 self._assistant().setdefault("tool_calls", []).append(_call(item, where))
             case "function_call_output":
-                output = _text(item.get("output"), f"{where}.output")
+                output = text_of(item.get("output"), f"{where}.output")
                 self._add({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
             case other:
                 raise UsageError(f"{where} is of type {other!r}, which this server does not know.")
@@ -49,7 +51,7 @@ class _History:
         role = item.get("role")
         if role not in _ROLES:
             raise UsageError(f"{where}.role is {role!r}; use one of {', '.join(_ROLES)}.")
-        content = _text(item.get("content"), f"{where}.content")
+        content = text_of(item.get("content"), f"{where}.content")
         if role != "assistant":
             return self._add({"role": role, "content": content})
         if self._turn is not None and self._turn["content"] and "tool_calls" not in self._turn:
@@ -59,7 +61,7 @@ class _History:
     def _reasoning(self, item: Mapping[str, Any], where: str) -> None:
         """The thinking itself, or a summary where a client kept only that."""
         for name in ("content", "summary"):
-            text = _text(item.get(name), f"{where}.{name}")
+            text = text_of(item.get(name), f"{where}.{name}", _THOUGHTS)
             if text:
                 turn = self._assistant()
                 turn["reasoning_content"] = turn.get("reasoning_content", "") + text
@@ -83,35 +85,3 @@ def _call(item: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise UsageError(f"{where} must have a name and arguments, both strings.")
     function = {"name": name, "arguments": arguments}
     return {"id": item.get("call_id"), "type": "function", "function": function}
-
-
-_TEXTS = {
-    "input_text": "text",
-    "output_text": "text",
-    "text": "text",
-    "reasoning_text": "text",
-    "summary_text": "text",
-    "refusal": "refusal",
-}
-
-
-def _text(content: Any, where: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise UsageError(f"{where} must be a string or a list of text parts.")
-    return "".join(_part(part, f"{where}[{number}]") for number, part in enumerate(content))
-
-
-def _part(part: Any, where: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str):
-        raise UsageError(f"{where} must be an object with a type, such as 'input_text'.")
-    if kind not in _TEXTS:
-        raise UsageError(f"{where} is of type {kind!r}, but this model reads text only.")
-    text = part.get(_TEXTS[kind])
-    if not isinstance(text, str):
-        raise UsageError(f"{where}.{_TEXTS[kind]} must be a string.")
-    return text

@@ -223,7 +223,8 @@ def test_wiring_outside_of_the_ops(tmp_path: Path, opener: Opener, part: str, pl
     assert found.faults[0].place == place
 
 
-@pytest.mark.parametrize(("seed", "quantize"), [(0, None), (1, "fp8")])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("quantize", [None, "fp8"])
 def test_right_backends_have_no_faults(
     tmp_path: Path, seed: int, quantize: Quantize | None
 ) -> None:

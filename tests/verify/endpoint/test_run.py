@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from glm_portable.serve import conversation
+from glm_portable.serve import conversation, openai
 from glm_portable.serve.chat import ChatTemplate, Prompt
+from glm_portable.serve.errors import ApiError
 from glm_portable.serve.events import ToolCallArguments
 from glm_portable.serve.parsing import Parser
+from glm_portable.serve.protocol import CompletionRequest
+from glm_portable.serve.service import Service
 from glm_portable.verify.endpoint.run import GROUPS
 from glm_portable.verify.results import Status
 from tests.verify.endpoint.conftest import Look, load, served
@@ -29,6 +32,29 @@ def test_our_own_server_passes(look: Look, sound: str) -> None:
     assert found.checks["tool calls: as the model wrote them"].measures["compared"] >= 3
     assert found.checks["determinism: beside other requests"].measures["differing"] == 0
     assert found.checks["accuracy: alone and under load"].measures["right_alone"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("refused", "how"),
+    [
+        (("prompt_logprobs",), "echo"),
+        (("prompt_logprobs", "echo"), "one token after each prefix"),
+    ],
+)
+def test_a_server_that_refuses_the_shorter_ways_passes_by_another(
+    look: Look, sound: str, monkeypatch: pytest.MonkeyPatch, refused: tuple[str, ...], how: str
+) -> None:
+    start = openai.start_completion
+
+    def refusing(service: Service, request: CompletionRequest) -> Any:
+        if any(getattr(request, name) for name in refused):
+            raise ApiError(400, "Not here.")
+        return start(service, request)
+
+    monkeypatch.setattr(openai, "start_completion", refusing)
+    found = look(sound, "logprobs")
+    assert not found.failed(), found.findings("numbers: log probabilities")
+    assert f"by {how} of /v1/completions" in found.checks["numbers: log probabilities"].note
 
 
 def test_another_template(look: Look) -> None:
