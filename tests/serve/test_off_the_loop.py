@@ -3,6 +3,7 @@
 Each part notes the thread it ran on; nothing is timed.
 """
 
+import asyncio
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
+from glm_portable.serve.server import WORKERS
 from glm_portable.tokenizer import Tokenizer
 from tests.serve.fake_engine import CHAT, TOKENIZER, WAIT_S, Running, fake_server
 
@@ -90,3 +92,26 @@ def test_the_tokenizer_lets_other_threads_run() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert got_on
+
+
+def test_few_threads_do_it(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps the memory of the longest prompt that it has met."""
+    threads: set[threading.Thread] = set()
+    everybody = threading.Barrier(WORKERS)
+    encode = Tokenizer.encode
+
+    def together(self: Tokenizer, text: str) -> list[int]:
+        threads.add(threading.current_thread())
+        everybody.wait(WAIT_S)
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", together)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(base_url=running.url, timeout=WAIT_S) as client:
+            asking = (client.post("/tokenize", json={"prompt": "a"}) for _ in range(6 * WORKERS))
+            for answer in await asyncio.gather(*asking):
+                assert answer.status_code == 200
+
+    asyncio.run(ask())
+    assert len(threads) == WORKERS
