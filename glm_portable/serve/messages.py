@@ -50,9 +50,16 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     content = message.get("content")
     if role == "tool" and isinstance(content, list) and _are_outputs(content):
         return {"role": role, "content": [_output(item) for item in content]}
-    result: dict[str, Any] = {"role": role, "content": text_of(content, f"{where}.content")}
+    result: dict[str, Any] = {"role": role, "content": _content(content, f"{where}.content")}
     fields = _assistant_fields(message, where)  # checked in every message, used in the assistant's
     return result | fields if role == "assistant" else result
+
+
+def _content(content: Any, where: str) -> str:
+    """In a chat, a part may also be a bare string."""
+    if isinstance(content, list):
+        content = [{"type": "text", "text": p} if isinstance(p, str) else p for p in content]
+    return text_of(content, where)
 
 
 def text_of(content: Any, where: str, parts: Mapping[str, str] = TEXT_PARTS) -> str:
@@ -62,7 +69,7 @@ def text_of(content: Any, where: str, parts: Mapping[str, str] = TEXT_PARTS) -> 
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise UsageError(f"{where} must be a string, a list of text parts or null.")
+        raise UsageError(f"{where} must be a string or a list of text parts, or null.")
     return "".join(_part(part, f"{where}[{i}]", parts) for i, part in enumerate(content))
 
 
@@ -77,8 +84,6 @@ def _output(item: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _part(part: Any, where: str, parts: Mapping[str, str]) -> str:
-    if isinstance(part, str):
-        return part
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         raise UsageError(f"{where} must be an object with a type, such as {next(iter(parts))!r}.")
