@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from glm_portable.bench.serve import report, tokens
+from glm_portable.bench.serve import drafts, report, tokens
 from glm_portable.bench.serve.connection import Address, Pool
 from glm_portable.bench.serve.metrics import METRICS, OBJECTIVES, summarize
 from glm_portable.bench.serve.run import Run, Target, measure, warm_up
@@ -120,15 +120,16 @@ def run_bench_serve(options: Options, console: Console | None = None) -> int:
         model = options.served_model_name or options.model or _first_model(http)
         source = tokens.find(options.tokenizer, http, model, options.seed)
         prompts = _prompts(options, source)
-    console.print(f"{len(prompts)} prompts for {model} at {address.url}{path}; {source.name}")
-    run = asyncio.run(_measure(options, address, path, model, headers, prompts))
-    result = summarize(
-        run.records,
-        run.duration,
-        metrics=options.metrics,
-        percentiles=options.percentiles,
-        goodput=options.goodput,
-    )
+        console.print(f"{len(prompts)} prompts for {model} at {address.url}{path}; {source.name}")
+        asked = _Asked(address, path, model, headers, prompts)
+        run, before = asyncio.run(_measure(options, asked, lambda: drafts.counts(http)))
+        result = summarize(
+            run.records,
+            run.duration,
+            metrics=options.metrics,
+            percentiles=options.percentiles,
+            goodput=options.goodput,
+        ) | drafts.summarize(before, drafts.counts(http))
     _print(options, run, result, console)
     if options.save_result:
         setup = _setup(options, model, source.name)
@@ -152,32 +153,44 @@ def _prompts(options: Options, source: tokens.Tokens) -> list[Prompt]:
     )
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What goes where."""
+
+    address: Address
+    path: str
+    model: str
+    headers: Mapping[str, str]
+    prompts: Sequence[Prompt]
+
+    def target(self, pool: Pool, options: Options) -> Target:
+        fields = options.ignore_eos, options.extra_body
+        return Target(pool, self.path, options.chat, self.model, self.headers, *fields)
+
+
 async def _measure(
-    options: Options,
-    address: Address,
-    path: str,
-    model: str,
-    headers: Mapping[str, str],
-    prompts: Sequence[Prompt],
-) -> Run:
-    pool = Pool(address, verify=not options.insecure)
-    target = Target(
-        pool, path, options.chat, model, headers, options.ignore_eos, options.extra_body
-    )
+    options: Options, asked: _Asked, count_drafts: Callable[[], drafts.Counts | None]
+) -> tuple[Run, drafts.Counts | None]:
+    """The run, and the server's counters between the warm-up and it."""
+    prompts = asked.prompts
+    pool = Pool(asked.address, verify=not options.insecure)
+    target = asked.target(pool, options)
     times = list(arrivals(len(prompts), options.request_rate, options.burstiness, options.seed))
     try:
         if options.ready_check_timeout_sec > 0:
             await _until_ready(target, prompts[0], options.ready_check_timeout_sec)
         if options.num_warmups:
             await warm_up(target, prompts[0], options.num_warmups, options.max_concurrency)
+        before = count_drafts()
         gc.collect()
         gc.freeze()  # so that collecting garbage does not look at the prompts again and again
         shown = options.progress and sys.stderr.isatty()
         with Progress(console=Console(stderr=True), transient=True, disable=not shown) as progress:
             task = progress.add_task("asking", total=len(prompts))
-            return await measure(
+            run = await measure(
                 target, prompts, times, options.max_concurrency, lambda: progress.advance(task)
             )
+            return run, before
     finally:
         gc.unfreeze()
         pool.close()
@@ -208,8 +221,10 @@ def _print(options: Options, run: Run, result: Mapping[str, Any], console: Conso
         show("Failed requests, by reason:")
         for line in report.failures(result["errors"]):
             show(line)
+    events = sum(1 + len(record.itl) for record in run.records if record.success)
     show(
-        f"Client: {run.lag.cpu_share:.0%} of a core, event loop {run.lag.p99_ms:.1f} ms late (99 %)"
+        f"Client: {run.lag.cpu_share:.0%} of a core, {1e6 * run.lag.cpu_s / max(1, events):.0f} us "
+        f"an event, event loop {run.lag.p99_ms:.1f} ms late (99 %)"
     )
     warnings = [run.lag.warning(), _uncounted(run.records)]
     for warning in filter(None, warnings):

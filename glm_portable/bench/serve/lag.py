@@ -21,6 +21,7 @@ class Lag:
 
     late: list[float] = field(default_factory=list)
     cpu_share: float = 0.0
+    cpu_s: float = 0.0
 
     async def __aenter__(self) -> "Lag":
         self._begin = time.perf_counter(), time.process_time()
@@ -29,8 +30,9 @@ class Lag:
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
-        wall, cpu = (time.perf_counter() - self._begin[0], time.process_time() - self._begin[1])
-        self.cpu_share = cpu / wall if wall else 0.0
+        wall = time.perf_counter() - self._begin[0]
+        self.cpu_s = time.process_time() - self._begin[1]
+        self.cpu_share = self.cpu_s / wall if wall else 0.0
 
     async def _watch(self) -> None:
         while True:

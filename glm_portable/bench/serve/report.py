@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glm_portable.bench.serve import drafts
 from glm_portable.bench.serve.metrics import METRICS, percentile_word
 from glm_portable.errors import UsageError
 
@@ -49,6 +50,10 @@ def lines(
         yield _row(f"Median {short} (ms):", result[f"median_{name}_ms"])
         for p in map(percentile_word, percentiles):
             yield _row(f"P{p} {short} (ms):", result[f"p{p}_{name}_ms"])
+    of_drafts = [_row(*row) for row in drafts.rows(result)]
+    if of_drafts:
+        yield "Speculative Decoding".center(_WIDTH, "-")
+        yield from of_drafts
     yield "=" * _WIDTH
 
 
@@ -72,6 +77,6 @@ def save(path: Path, setup: Mapping[str, Any], result: Mapping[str, Any], detail
         raise UsageError(f"{path} cannot be written ({error.strerror}).") from None
 
 
-def _row(name: str, value: float | int) -> str:
+def _row(name: str, value: float | int | str) -> str:
     shown = f"{value:.2f}" if isinstance(value, float) else f"{value}"
     return f"{name:<40} {shown:<10}".rstrip()

@@ -2,13 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 
 from glm_portable import pocket
+from glm_portable.bench.serve import drafts
 from glm_portable.cli import main
 from tests.serve.fake_engine import Running, Submitted, fake_server, says
 
@@ -60,6 +63,57 @@ def test_a_run_and_its_file(backend: str, tmp_path: Path) -> None:
     assert lines["Successful requests"] == "6"
     assert lines["Total generated tokens"] == str(6 * tokens)
     assert float(lines["P99.9 ITL (ms)"]) == pytest.approx(report["p99.9_itl_ms"], abs=0.01)
+
+
+def test_what_drafts_did_in_the_run_is_reported(tmp_path: Path) -> None:
+    """The counters of before the run, and those of the warm-up, are not its own."""
+    path = tmp_path / "r.json"
+    with fake_server() as running:
+
+        def drafting(request: Submitted) -> Any:
+            now = running.engine.stats_now
+            first, second = now.accepted_by_position or (5, 1)
+            running.engine.stats_now = replace(
+                now,
+                num_drafts=now.num_drafts + 4,
+                num_draft_tokens=now.num_draft_tokens + 7,
+                num_accepted_tokens=now.num_accepted_tokens + 5,
+                accepted_by_position=(first + 3, second + 2),
+            )
+            return answers(request)
+
+        running.engine.script = drafting
+        result = run(
+            running, "--num-warmups", "2", "--max-concurrency", "1",
+            "--random-input-len", "10", "--save-result", "--result-filename", str(path),
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(path.read_text())
+    assert report["spec_decode_num_drafts"] == 6 * 4
+    assert report["spec_decode_draft_tokens"] == 6 * 7
+    assert report["spec_decode_accepted_tokens"] == 6 * 5
+    assert report["spec_decode_acceptance_rate"] == pytest.approx(100 * 5 / 7)
+    assert report["spec_decode_acceptance_length"] == 1 + 5 / 4
+    assert report["spec_decode_per_position_acceptance_rates"] == [3 / 4, 2 / 4]
+    table = result.output.partition("---Speculative Decoding---")[2]
+    shown = dict(re.findall(r"^ *(.+?):\s+([\d.]+)$", table, re.MULTILINE))
+    assert shown["Acceptance length"] == "2.25" and shown["Position 1"] == "50.00"
+
+
+def test_without_drafts_nothing_is_said_of_them() -> None:
+    with fake_server() as running:
+        assert "Speculative" not in run(running, "--random-input-len", "10").output
+
+
+@pytest.mark.parametrize("answer", [404, "no metrics\n= 3 {", ""])
+def test_a_server_without_such_counters(answer: int | str) -> None:
+    def reply(request: httpx.Request) -> httpx.Response:
+        status, text = (200, answer) if isinstance(answer, str) else (answer, "")
+        return httpx.Response(status, text=text)
+
+    with httpx.Client(base_url="http://x", transport=httpx.MockTransport(reply)) as http:
+        assert drafts.counts(http) is None
+    assert drafts.summarize(None, None) == {}
 
 
 def test_ids_are_sent_where_there_is_no_tokenizer(tmp_path: Path) -> None:
