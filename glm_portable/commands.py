@@ -176,7 +176,10 @@ def _cache_config(limits: EngineLimits, glm: GLM) -> dict[str, str]:
 
 
 def _ready(url: str, names: str, machine: str) -> str:
-    return f"Serving {names} on {machine} at {url}/v1 (Ctrl-C finishes what runs and ends)"
+    return (
+        f"Serving {names} on {machine} at {url}/v1 and, for a chat, {url}/ "
+        "(Ctrl-C finishes what runs and ends)"
+    )
 
 
 def run_convert(

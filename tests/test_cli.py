@@ -21,6 +21,12 @@ def test_version() -> None:
     assert result.exit_code == 0 and result.output.startswith("glm-portable, version 0.")
 
 
+def test_it_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "glm_portable", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stdout.startswith("glm-portable, version 0."), result.stderr
+
+
 def test_help_does_without_torch() -> None:
     """It takes seconds to import, more on a busy machine."""
     code = "import sys, glm_portable.cli; sys.exit('torch' in sys.modules)"
