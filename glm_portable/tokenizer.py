@@ -49,6 +49,7 @@ class Tokenizer:
         # Filled as tokens are met: asking the library each time is slow.
         self._bytes = {i: token.content.encode() for i, token in added.items()}
         self._control_ids = frozenset(self.control_tokens.values())
+        self._texts = dict.fromkeys(self._control_ids, "")
         # The longest first: alternatives of a pattern are tried in their order.
         longest_first = sorted(self.control_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -149,16 +150,33 @@ class TokenStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._token_bytes, self._hidden = tokenizer.token_bytes, tokenizer._control_ids
+        self._texts = tokenizer._texts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._waiting = False  # whether the decoder holds part of a character
 
     def add(self, ids: Iterable[int]) -> str:
         """The text that these ids complete."""
-        visible = [self._token_bytes(i) for i in ids if i not in self._hidden]
-        return self._decoder.decode(b"".join(visible))
+        text = ""
+        for token_id in ids:
+            found = None if self._waiting else self._texts.get(token_id)
+            text += self._decode(token_id) if found is None else found
+        return text
+
+    def _decode(self, token_id: int) -> str:
+        """One token's text, noted for the next time if it begins and ends between characters."""
+        if token_id in self._hidden:
+            return ""
+        began = self._waiting
+        text = self._decoder.decode(self._token_bytes(token_id))
+        self._waiting = self._decoder.getstate()[0] != b""
+        if not began and not self._waiting:
+            self._texts[token_id] = text
+        return text
 
     def flush(self) -> str:
         """End the text. All that can be waiting is part of a character, which is dropped."""
         self._decoder.reset()
+        self._waiting = False
         return ""
 
 
