@@ -17,6 +17,7 @@ Shape letters, used as suffixes of tensor names:
 import importlib
 import math
 import pkgutil
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -142,18 +143,19 @@ class Step:
         """Lay out sequences given as (tokens already cached, tokens in this step, pages)."""
         starts = np.array([s for s, _, _ in sequences], dtype=np.int64)
         counts = np.array([n for _, n, _ in sequences], dtype=np.int64)
-        width = max(len(pages) for _, _, pages in sequences)
-        table = np.zeros((len(sequences), width), dtype=np.int32)
-        for row, (_, _, pages) in zip(table, sequences, strict=True):
-            row[: len(pages)] = pages
+        table = _padded([pages for _, _, pages in sequences])
         ends = counts.cumsum()
-        owner = np.repeat(np.arange(len(sequences)), counts)
-        positions = np.arange(ends[-1]) - (ends - counts)[owner] + starts[owner]
-        slots = table[owner, positions // page_size] * np.int64(page_size) + positions % page_size
+        if (counts == 1).all():  # one token each: the usual step
+            owner, positions = np.arange(len(sequences)), starts
+        else:
+            owner = np.repeat(np.arange(len(sequences)), counts)
+            positions = np.arange(ends[-1]) - (ends - counts)[owner] + starts[owner]
+        page, offset = np.divmod(positions, page_size)
+        slots = table[owner, page] * np.int64(page_size) + offset
         lengths = starts + counts
 
-        def on_device(array: np.ndarray[Any, Any]) -> Tensor:
-            return torch.from_numpy(array).to(device)
+        def on_device(numbers: np.ndarray[Any, Any]) -> Tensor:
+            return torch.from_numpy(numbers).to(device)
 
         return cls(
             positions_T=on_device(positions),
@@ -164,6 +166,17 @@ class Step:
             query_ends=tuple(ends.tolist()),
             kv_lengths=tuple(lengths.tolist()),
         )
+
+
+def _padded(tables: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+    """Block tables as one, int32, in which page 0 follows the last of each."""
+    width = max(map(len, tables))
+    zeros, flat = array("i", bytes(4 * width)), array("i")
+    for pages in tables:
+        flat.extend(pages)
+        if len(pages) < width:
+            flat.extend(zeros[len(pages) :])
+    return np.frombuffer(flat, dtype=np.int32).reshape(len(tables), width)
 
 
 def decode_step(
