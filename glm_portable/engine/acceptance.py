@@ -22,7 +22,7 @@ from glm_portable.engine.types import Delta
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Turn:
     """One request's part of a step.
 
@@ -39,6 +39,8 @@ class Turn:
     @property
     def num_accepted(self) -> int:
         """How many of the drafts it now has among its tokens."""
+        if not self.drafts:
+            return 0
         tokens = [token for delta in self.deltas for token in delta.token_ids]
         pairs = zip(tokens, self.drafts, strict=False)
         return sum(token == draft for token, draft in pairs)
@@ -60,20 +62,25 @@ class Turn:
         """Append what was sampled, as far as it goes; whether more is to be sampled."""
         for one in sampled:
             place = len(self.deltas)
-            try:
-                delta = self.request.append(one)
-            except Exception:
-                log.exception("request %s failed after sampling", self.request.request_id)
-                self.failed = True
-                return False
-            self.deltas.append(delta)
-            if delta.finish_reason is not None or place == len(self.drafts):
+            delta = self.append(one)
+            if delta is None or delta.finish_reason is not None or place == len(self.drafts):
                 return False
             if one.token_id != self.drafts[place]:
                 return False
             if self.request.row.adjusts:  # the rest was sampled without knowing of this token
                 return True
         return True
+
+    def append(self, sampled: Sampled) -> Delta | None:
+        """Append one token; None if that failed."""
+        try:
+            delta = self.request.append(sampled)
+        except Exception:
+            log.exception("request %s failed after sampling", self.request.request_id)
+            self.failed = True
+            return None
+        self.deltas.append(delta)
+        return delta
 
 
 def accept(turns: Sequence[Turn], logits_RV: Tensor, vocab_size: int) -> None:
@@ -82,6 +89,11 @@ def accept(turns: Sequence[Turn], logits_RV: Tensor, vocab_size: int) -> None:
     logits_RV: at the last known token of each turn, and at each of its drafts. All rows are sampled
     at once, but for those of requests whose logits depend on the token before.
     """
+    if not any([turn.drafts for turn in turns]):
+        sampled = sample(logits_RV, [turn.request.row for turn in turns], vocab_size)
+        for turn, one in zip(turns, sampled, strict=True):
+            turn.append(one)
+        return
     left = list(turns)
     while left:
         samplers = [turn.samplers() for turn in left]

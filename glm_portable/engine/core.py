@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from glm_portable.engine.acceptance import Turn, accept
 from glm_portable.engine.drafting import Computed, Drafter
 from glm_portable.engine.kv_cache import PagePool
 from glm_portable.engine.limits import EngineLimits
+from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer, note_tokens
 from glm_portable.engine.request import Request
 from glm_portable.engine.scheduler import Chunk, Scheduler
@@ -164,53 +166,68 @@ class EngineCore:
         if not chunks:
             return
         self._steps += 1
-        self._note_start(chunks)
+        requests = [self.requests[chunk.sequence.request_id] for chunk in chunks]
+        self._note_start(chunks, requests)
         try:
-            hidden_TD, turns = self._compute(chunks)
+            hidden_TD, turns = self._compute(chunks, requests)
         except Exception:
             log.exception("a step of %d requests failed: %s", len(chunks), _names(chunks))
             self._fail_step(chunks)
             return
-        drafted = self._draft(self._complete(chunks, turns), hidden_TD)
+        drafted = self._complete(chunks, turns, hidden_TD)
         if drafted:
             self.scheduler.publish(chunks)
+        now = time.monotonic()
         for turn in turns:
-            self._advance(turn)
+            self._advance(turn, now)
         if drafted:
             self._failures_in_a_row = 0
         else:
             self._fail_step(chunks)
 
-    def _compute(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[Turn]]:
+    def _compute(
+        self, chunks: Sequence[Chunk], requests: Sequence[Request]
+    ) -> tuple[Tensor, list[Turn]]:
         """One forward pass; the hidden states, and the tokens of the requests that sample."""
         device = self.model.ops.device
-        layout = [(c.sequence.num_computed, c.width, c.sequence.block_table) for c in chunks]
+        layout, ids = [], []
+        for chunk in chunks:
+            sequence, tokens = chunk.sequence, chunk.token_ids
+            layout.append((sequence.num_computed, len(tokens), sequence.block_table))
+            ids += tokens
         step = Step.build(layout, self.limits.page_size, device)
-        ids_T = torch.tensor([token for chunk in chunks for token in chunk.token_ids])
-        hidden_TD = self.model.forward(ids_T.to(device), step, self._caches)
-        self._score_prompts(chunks, hidden_TD, step.query_ends)
+        ids_T = torch.from_numpy(np.array(ids, dtype=np.int64)).to(device)
+        hidden_TD = self.model.forward(ids_T, step, self._caches)
         turns: list[Turn] = []
         rows: list[int] = []
-        for chunk, end in zip(chunks, step.query_ends, strict=True):
+        for chunk, request, end in zip(chunks, requests, step.query_ends, strict=True):
+            if request.prompt_logprobs is not None:
+                self._score_prompt(request.prompt_logprobs, chunk, hidden_TD, end)
             if chunk.samples:
-                request = self.requests[chunk.sequence.request_id]
                 turns.append(Turn(request, len(rows), chunk.drafts))
                 rows += range(end - len(chunk.drafts) - 1, end)
         if turns:
-            logits_RV = self.model.logits(hidden_TD[torch.tensor(rows, device=device)])
-            accept(turns, logits_RV, self.vocab_size)
+            whole = len(rows) == len(ids)
+            sampled_RD = hidden_TD if whole else hidden_TD[torch.tensor(rows, device=device)]
+            accept(turns, self.model.logits(sampled_RD), self.vocab_size)
         return hidden_TD, turns
 
-    def _score_prompts(
-        self, chunks: Sequence[Chunk], hidden_TD: Tensor, query_ends: Sequence[int]
+    def _score_prompt(
+        self, scores: PromptLogprobs, chunk: Chunk, hidden_TD: Tensor, end: int
     ) -> None:
-        for chunk, end in zip(chunks, query_ends, strict=True):
-            scores = self.requests[chunk.sequence.request_id].prompt_logprobs
-            if scores is not None:
-                start, behind = chunk.sequence.num_computed, end - len(chunk.drafts)
-                scores.take(self.model.logits, hidden_TD[behind - chunk.count : behind], start)
+        """Of the chunk's part of a prompt; `end`: the row after its last one."""
+        behind = end - len(chunk.drafts)
+        rows_TD = hidden_TD[behind - chunk.count : behind]
+        scores.take(self.model.logits, rows_TD, chunk.sequence.num_computed)
 
-    def _complete(self, chunks: Sequence[Chunk], turns: Sequence[Turn]) -> list[Computed]:
+    def _complete(self, chunks: Sequence[Chunk], turns: Sequence[Turn], hidden_TD: Tensor) -> bool:
+        """Note what the step has computed of each sequence, and draft; whether that went well."""
+        if self._drafter is None:
+            self.scheduler.complete(chunks)
+            return True
+        return self._draft(self._drafter, self._computed(chunks, turns), hidden_TD)
+
+    def _computed(self, chunks: Sequence[Chunk], turns: Sequence[Turn]) -> list[Computed]:
         """Note what the step has computed of each sequence, the right ones of its drafts too."""
         starts = [chunk.sequence.num_computed for chunk in chunks]
         self.scheduler.complete(chunks)
@@ -230,14 +247,13 @@ class EngineCore:
             row += chunk.width
         return done
 
-    def _draft(self, done: Sequence[Computed], hidden_TD: Tensor) -> bool:
-        """Draft the next tokens, if it is to draft; whether that went well."""
-        if self._drafter is not None:
-            try:
-                self._drafter.draft(done, hidden_TD)
-            except Exception:
-                log.exception("drafting for %d requests failed", len(done))
-                return False
+    def _draft(self, drafter: Drafter, done: Sequence[Computed], hidden_TD: Tensor) -> bool:
+        """Draft the next tokens; whether that went well."""
+        try:
+            drafter.draft(done, hidden_TD)
+        except Exception:
+            log.exception("drafting for %d requests failed", len(done))
+            return False
         return True
 
     def _fail_step(self, chunks: Sequence[Chunk]) -> None:
@@ -248,16 +264,16 @@ class EngineCore:
         failed = [self.requests[request_id] for request_id in ids if request_id in self.requests]
         self.fail(failed, "The model failed on this request; the server's log has the reason.")
 
-    def _advance(self, turn: Turn) -> None:
-        """Hand out what a request gained in the step."""
+    def _advance(self, turn: Turn, now: float) -> None:
+        """Hand out what a request gained in the step, which ended `now`."""
         request = turn.request
         if turn.deltas:
-            delta = joined(turn.deltas)
-            if request.num_generated == len(delta.token_ids):
+            delta, timeline = joined(turn.deltas), request.timeline
+            if timeline.last_token is None:
                 self._prompt_tokens += request.num_prompt_tokens
-            self._generation_tokens += len(delta.token_ids)
             if delta.token_ids:
-                note_tokens(self.observer, request.timeline, time.monotonic())
+                self._generation_tokens += len(delta.token_ids)
+                note_tokens(self.observer, timeline, now)
             if delta.finish_reason == "error":  # no number came of what its pages hold
                 self.scheduler.withdraw(request.sequence)
             if delta.finish_reason is None:
@@ -284,13 +300,13 @@ class EngineCore:
         )
         self._emit(request, replace(delta, timeline=request.timeline))
 
-    def _note_start(self, chunks: Sequence[Chunk]) -> None:
+    def _note_start(self, chunks: Sequence[Chunk], requests: Sequence[Request]) -> None:
         now = time.monotonic()
-        for chunk in chunks:
-            timeline = self.requests[chunk.sequence.request_id].timeline
+        for request in requests:
+            timeline = request.timeline
             if timeline.scheduled is None:
                 timeline.scheduled = now
-        self.observer.on_step(sum(chunk.width for chunk in chunks))
+        self.observer.on_step(sum([chunk.count + len(chunk.drafts) for chunk in chunks]))
 
     def _forget(self, request: Request) -> None:
         del self.requests[request.request_id]

@@ -92,6 +92,8 @@ class PagePool:
     def grow(self, block_table: MutableSequence[int], tokens: int) -> bool:
         """Add pages until the table holds that many tokens; if they run out, change nothing."""
         count = self.missing(block_table, tokens)
+        if not count:
+            return True
         if count > self.num_free:
             return False
         block_table.extend(self._take() for _ in range(count))

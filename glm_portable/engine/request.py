@@ -12,7 +12,7 @@ from glm_portable.engine.types import Delta, FinishReason, SamplingParams, Timel
 OnDelta = Callable[[Delta], None]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """What the engine keeps of a request; survives preemption.
 
@@ -29,6 +29,10 @@ class Request:
     row: RowSampler
     prompt_logprobs: PromptLogprobs | None = None
     timeline: Timeline = field(default_factory=Timeline)
+    _stop_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        self._stop_ids = self.eos_ids.union(self.params.stop_token_ids)
 
     @property
     def request_id(self) -> str:
@@ -45,38 +49,38 @@ class Request:
         counts as generated (as in vLLM), but is not in the text.
         """
         prompt, self.prompt_logprobs = self.prompt_logprobs, None
-        if sampled.token_id is None or (prompt and not prompt.usable):
+        token_id = sampled.token_id
+        if token_id is None or (prompt and not prompt.usable):
             return self.finish("error", error=sampled.error)
-        first = self.num_generated == 0
-        self.sequence.token_ids.append(sampled.token_id)
-        self.row.append(sampled.token_id)
-        reason: FinishReason | None
-        stop_reason: str | int | None
-        reason, stop_reason = self._ends_with(sampled.token_id)
+        sequence, row = self.sequence, self.row
+        sequence.token_ids.append(token_id)
+        row.append(token_id)
+        reason: FinishReason | None = None
+        stop_reason: str | int | None = None
+        if token_id in self._stop_ids or row.state is not None:
+            reason, stop_reason = self._ends_with(token_id)
         text = ""
         if reason is None:
-            text = self.text.add(sampled.token_id, self.num_generated > self.params.min_tokens)
+            text = self.text.add(token_id, row.num_generated > self.params.min_tokens)
             if self.text.found is not None:
                 reason, stop_reason = "stop", self.text.found
-            elif len(self.sequence.token_ids) >= self.sequence.max_length:
-                reason = "stop" if self.row.complete else "length"
+            elif len(sequence.token_ids) >= sequence.max_length:
+                reason = "stop" if row.complete else "length"
         if reason is not None:
             text += self.text.finish()
-        return Delta(
-            token_ids=(sampled.token_id,),
-            text=text,
-            logprobs=() if sampled.logprob is None else (sampled.logprob,),
-            finish_reason=reason,
-            stop_reason=stop_reason,
-            num_cached_tokens=self.sequence.num_cached if first else None,
-            prompt_logprobs=tuple(prompt.found) if prompt else (),
-        )
+        logprobs = () if sampled.logprob is None else (sampled.logprob,)
+        # By position: naming the arguments of a call takes as long as the rest of it.
+        delta = Delta((token_id,), text, logprobs, reason, stop_reason)
+        if row.num_generated == 1:
+            delta.num_cached_tokens = sequence.num_cached
+            delta.prompt_logprobs = tuple(prompt.found) if prompt else ()
+        return delta
 
     def finish(self, reason: FinishReason, error: str | None = None) -> Delta:
         """The last delta of a request that is given up; text still held back is dropped."""
         return Delta(finish_reason=reason, error=error)
 
-    def _ends_with(self, token_id: int) -> tuple[FinishReason | None, int | None]:
+    def _ends_with(self, token_id: int) -> tuple[FinishReason | None, str | int | None]:
         if token_id in self.eos_ids or self.row.ended_by(token_id):
             return "stop", None
         if token_id in self.params.stop_token_ids:

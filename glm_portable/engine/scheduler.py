@@ -26,7 +26,7 @@ from glm_portable.engine.kv_cache import Digest, PagePool, page_digest, salt_dig
 from glm_portable.errors import UsageError
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """Tokens that grow, and the part of them whose keys and values are cached.
 
@@ -73,7 +73,7 @@ class Sequence:
         return self.digests[:count]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Chunk:
     """The next `count` tokens of a sequence, from its num_computed on, and drafts behind them."""
 
@@ -94,7 +94,7 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """Whether the chunk computes the last known token, so that a new one follows from it."""
-        return self.count == self.sequence.num_uncomputed
+        return self.sequence.num_computed + self.count == len(self.sequence.token_ids)
 
 
 class Scheduler:
@@ -170,8 +170,11 @@ class Scheduler:
     def publish(self, chunks: Iterable[Chunk]) -> None:
         """Let others find the pages that a step has filled, when all of it has succeeded."""
         if self.prefix_caching:
+            page_size = self.pool.page_size
             for chunk in chunks:
-                self._publish(chunk.sequence)
+                sequence = chunk.sequence
+                if sequence.num_computed >= (sequence.num_published + 1) * page_size:
+                    self._publish(sequence)
 
     def withdraw(self, sequence: Sequence) -> None:
         """Let nobody find the pages of a sequence, its own and those it began with."""
@@ -206,17 +209,20 @@ class Scheduler:
 
     def _continue_running(self) -> list[Chunk]:
         chunks: list[Chunk] = []
-        budget, place = self.max_num_batched_tokens, 0
+        budget, place, page_size = self.max_num_batched_tokens, 0, self.pool.page_size
         # By place, because making room for one sequence shortens the list at its other end.
         while budget > 0 and place < len(self.running):
             sequence = self.running[place]
             place += 1
-            count = self._count(sequence, budget - self._reserved(sequence, place))
-            if place == 1:
-                count = max(1, count)  # whatever comes behind the first
-            if count < 1:
-                continue
-            if not self._make_room(sequence, sequence.num_computed + count):
+            count = len(sequence.token_ids) - sequence.num_computed
+            if count > 1:  # it does not generate: it reads
+                count = self._count(sequence, budget - self._reserved(place))
+                if place == 1:
+                    count = max(1, count)  # whatever comes behind the first
+                if count < 1:
+                    continue
+            end = sequence.num_computed + count
+            if end > len(sequence.block_table) * page_size and not self._make_room(sequence, end):
                 break
             chunks.append(Chunk(sequence, count))
             budget -= count
@@ -227,10 +233,8 @@ class Scheduler:
         most = self.unit - sequence.num_computed % self.unit if self.unit else budget
         return min(sequence.num_uncomputed, budget, most)
 
-    def _reserved(self, sequence: Sequence, place: int) -> int:
+    def _reserved(self, place: int) -> int:
         """What a sequence that reads leaves of a step for those from a place on that generate."""
-        if sequence.generates:
-            return 0
         return sum(behind.generates for behind in self.running[place:])
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:

@@ -65,20 +65,21 @@ class StopStrings:
 
 
 class AnswerText:
-    """A request's tokens as text, cut before its stop strings."""
+    """A request's tokens as text, cut before its stop strings. found: the one that ended it."""
 
     def __init__(self, decoder: TextDecoder, stop: Iterable[str]) -> None:
+        stop = tuple(stop)
         self._decoder, self._stop = decoder, StopStrings(stop)
-
-    @property
-    def found(self) -> str | None:
-        """The stop string that ended the text."""
-        return self._stop.found
+        self._can_stop = bool(stop)
+        self.found: str | None = None
 
     def add(self, token_id: int, may_stop: bool = True) -> str:
         """The text to show; no stop string begins in a token's text where it may not stop."""
         text = self._decoder.add((token_id,))
-        return self._stop.add(text) if may_stop else text
+        if may_stop and self._can_stop:
+            text = self._stop.add(text)
+            self.found = self._stop.found
+        return text
 
     def finish(self) -> str:
         """The rest of the text, when there are no more tokens."""
