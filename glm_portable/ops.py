@@ -168,6 +168,11 @@ class Step:
         )
 
 
+def ids(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Tokens or row numbers as int64; by way of numpy, which reads a list several times faster."""
+    return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)
+
+
 def _padded(tables: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
     """Block tables as one, int32, in which page 0 follows the last of each."""
     width = max(map(len, tables))

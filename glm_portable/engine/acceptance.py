@@ -18,6 +18,7 @@ from torch import Tensor
 from glm_portable.engine.request import Request
 from glm_portable.engine.sampling import RowSampler, Sampled, sample
 from glm_portable.engine.types import Delta
+from glm_portable.ops import ids
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +40,25 @@ class Turn:
     @property
     def num_accepted(self) -> int:
         """How many of the drafts it now has among its tokens."""
-        if not self.drafts:
-            return 0
-        tokens = [token for delta in self.deltas for token in delta.token_ids]
-        pairs = zip(tokens, self.drafts, strict=False)
-        return sum(token == draft for token, draft in pairs)
+        count = 0
+        for delta, draft in zip(self.deltas, self.drafts, strict=False):
+            if delta.token_ids != (draft,):
+                break
+            count += 1
+        return count
 
     @property
     def going_on(self) -> bool:
         """Whether the request wants more tokens."""
         return not self.failed and self.deltas[-1].finish_reason is None
 
-    def samplers(self) -> list[RowSampler]:
-        """For the positions that can be sampled now, from the next one on.
+    @property
+    def reach(self) -> int:
+        """How many positions can be sampled now, from the next one on.
 
         A request that changes its logits by the tokens before them can sample one only.
         """
-        row, left = self.request.row, len(self.drafts) - len(self.deltas)
-        return [row, *(row.ahead(n) for n in range(1, left + 1) if not row.adjusts)]
+        return 1 if self.request.row.adjusts else 1 + len(self.drafts) - len(self.deltas)
 
     def take(self, sampled: Sequence[Sampled]) -> bool:
         """Append what was sampled, as far as it goes; whether more is to be sampled."""
@@ -96,21 +98,22 @@ def accept(turns: Sequence[Turn], logits_RV: Tensor, vocab_size: int) -> None:
         return
     left = list(turns)
     while left:
-        samplers = [turn.samplers() for turn in left]
-        rows = [
-            turn.row + len(turn.deltas) + n
-            for turn, those in zip(left, samplers, strict=True)
-            for n in range(len(those))
-        ]
-        whole = rows == list(range(len(logits_RV)))
-        sampled = sample(
-            logits_RV if whole else logits_RV[rows],
-            [sampler for those in samplers for sampler in those],
-            vocab_size,
-        )
-        found = iter(sampled)
+        rows: list[int] = []
+        samplers: list[RowSampler] = []
+        ahead: list[int] = []
+        ends = []
+        for turn in left:
+            reach, begin = turn.reach, turn.row + len(turn.deltas)
+            rows += range(begin, begin + reach)
+            samplers += [turn.request.row] * reach
+            ahead += range(reach)
+            ends.append(len(rows))
+        whole = len(rows) == len(logits_RV)
+        chosen_RV = logits_RV if whole else logits_RV[ids(rows, logits_RV.device)]
+        sampled = sample(chosen_RV, samplers, vocab_size, ahead)
+        begins = [0, *ends[:-1]]
         left = [
             turn
-            for turn, those in zip(left, samplers, strict=True)
-            if turn.take([next(found) for _ in those])
+            for turn, begin, end in zip(left, begins, ends, strict=True)
+            if turn.take(sampled[begin:end])
         ]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from glm_portable.engine.request import Request
 from glm_portable.engine.scheduler import Chunk, Scheduler
 from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.types import Delta, joined
-from glm_portable.ops import KVCache, Ops, Step
+from glm_portable.ops import KVCache, Ops, Step, ids
 
 log = logging.getLogger(__name__)
 
@@ -190,14 +189,13 @@ class EngineCore:
     ) -> tuple[Tensor, list[Turn]]:
         """One forward pass; the hidden states, and the tokens of the requests that sample."""
         device = self.model.ops.device
-        layout, ids = [], []
+        layout, token_ids = [], []
         for chunk in chunks:
             sequence, tokens = chunk.sequence, chunk.token_ids
             layout.append((sequence.num_computed, len(tokens), sequence.block_table))
-            ids += tokens
+            token_ids += tokens
         step = Step.build(layout, self.limits.page_size, device)
-        ids_T = torch.from_numpy(np.array(ids, dtype=np.int64)).to(device)
-        hidden_TD = self.model.forward(ids_T, step, self._caches)
+        hidden_TD = self.model.forward(ids(token_ids, device), step, self._caches)
         turns: list[Turn] = []
         rows: list[int] = []
         for chunk, request, end in zip(chunks, requests, step.query_ends, strict=True):
@@ -207,8 +205,8 @@ class EngineCore:
                 turns.append(Turn(request, len(rows), chunk.drafts))
                 rows += range(end - len(chunk.drafts) - 1, end)
         if turns:
-            whole = len(rows) == len(ids)
-            sampled_RD = hidden_TD if whole else hidden_TD[torch.tensor(rows, device=device)]
+            whole = len(rows) == len(token_ids)
+            sampled_RD = hidden_TD if whole else hidden_TD[ids(rows, device)]
             accept(turns, self.model.logits(sampled_RD), self.vocab_size)
         return hidden_TD, turns
 
@@ -232,18 +230,20 @@ class EngineCore:
         starts = [chunk.sequence.num_computed for chunk in chunks]
         self.scheduler.complete(chunks)
         for turn in turns:
+            if not turn.drafts:
+                continue
             accepted = turn.num_accepted
             self.scheduler.accept(turn.request.sequence, accepted)
-            self._num_drafts += bool(turn.drafts)
+            self._num_drafts += 1
             self._num_draft_tokens += len(turn.drafts)
             for place in range(accepted):
                 self._accepted_by_position[place] += 1
-        going_on = {turn.request.request_id for turn in turns if turn.going_on}
+        going_on = {turn.request.sequence for turn in turns if turn.going_on}
         done, row = [], 0
         for chunk, start in zip(chunks, starts, strict=True):
             sequence = chunk.sequence
             end = min(sequence.num_computed, len(sequence.token_ids) - 1)
-            done.append(Computed(sequence, start, end, row, sequence.request_id in going_on))
+            done.append(Computed(sequence, start, end, row, sequence in going_on))
             row += chunk.width
         return done
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from glm_portable.engine.scheduler import Sequence as TokenSequence
 from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.errors import UsageError
-from glm_portable.ops import KVCache, Ops, Step
+from glm_portable.ops import KVCache, Ops, Step, ids
 
 
 @runtime_checkable
@@ -30,7 +30,7 @@ class DraftingModel(Protocol):
     def mtp_logits(self, hidden_TD: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Computed:
     """What a step has computed of one sequence, for good: its tokens from `start` up to `end`.
 
@@ -80,8 +80,8 @@ class Drafter:
         # Those that want most come first, so that the ones left in each round are the first few.
         order = sorted(range(len(done)), key=wanted.__getitem__, reverse=True)
         done, wanted = [done[i] for i in order], [wanted[i] for i in order]
-        ends = torch.tensor([one.end - one.start for one in done]).cumsum(0).to(hidden_TD.device)
-        normed_TD, residual_TD = (x_TD[ends - 1] for x_TD in self._catch_up(done, hidden_TD))
+        lasts = ids([n - 1 for n in accumulate(o.end - o.start for o in done)], hidden_TD.device)
+        normed_TD, residual_TD = (x_TD[lasts] for x_TD in self._catch_up(done, hidden_TD))
         guesses: list[Tensor] = []
         for place in range(wanted[0]):
             count = sum(number > place for number in wanted)
@@ -108,12 +108,15 @@ class Drafter:
 
     def _catch_up(self, done: Sequence[Computed], hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Run the layer where the model has run, each position with the token that follows it."""
-        rows = torch.cat([torch.arange(o.row, o.row + o.end - o.start) for o in done])
-        following = [token for o in done for token in o.sequence.token_ids[o.start + 1 : o.end + 1]]
+        rows: list[int] = []
+        following: list[int] = []
+        for one in done:
+            rows += range(one.row, one.row + one.end - one.start)
+            following += one.sequence.token_ids[one.start + 1 : one.end + 1]
         step = self._step([(o.start, o.end - o.start, o.sequence) for o in done])
         device = hidden_TD.device
         return self._model.mtp_forward(
-            torch.tensor(following, device=device), hidden_TD[rows.to(device)], step, self._caches
+            ids(following, device), hidden_TD[ids(rows, device)], step, self._caches
         )
 
     def _step(self, layout: Sequence[tuple[int, int, TokenSequence]]) -> Step:

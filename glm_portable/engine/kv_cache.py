@@ -113,6 +113,8 @@ class PagePool:
     def shrink(self, block_table: MutableSequence[int], tokens: int) -> None:
         """Take back the pages behind those that hold that many tokens."""
         kept = self.pages_for(tokens)
+        if kept >= len(block_table):
+            return
         self._give_back(block_table[kept:])
         del block_table[kept:]
 

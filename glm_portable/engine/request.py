@@ -29,7 +29,7 @@ class Request:
     row: RowSampler
     prompt_logprobs: PromptLogprobs | None = None
     timeline: Timeline = field(default_factory=Timeline)
-    _stop_ids: frozenset[int] = frozenset()
+    _stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._stop_ids = self.eos_ids.union(self.params.stop_token_ids)

@@ -9,7 +9,6 @@ seed and of the token's position in the answer. It is the same on every device, 
 preemption, and whatever else is in the batch.
 """
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -131,12 +130,6 @@ class RowSampler:
         """Whether the grammar allowed this token as the end of the text."""
         return self.state is not None and token_id in self.state.vocabulary.table.eos_ids
 
-    def ahead(self, count: int) -> "RowSampler":
-        """As it will be that many tokens later, if it `adjusts` none of them."""
-        later = copy.copy(self)
-        later.num_generated += count
-        return later
-
     def append(self, token_id: int) -> None:
         """The token that was chosen."""
         self.num_generated += 1
@@ -158,11 +151,17 @@ class Sampled:
     error: str = "The model returned no finite logits for this request."
 
 
-def sample(logits_RV: Tensor, rows: Sequence[RowSampler], vocab_size: int) -> list[Sampled]:
+def sample(
+    logits_RV: Tensor,
+    rows: Sequence[RowSampler],
+    vocab_size: int,
+    ahead: Sequence[int] | None = None,
+) -> list[Sampled]:
     """Choose a token for each row.
 
     logits_RV: of the model, float32 or wider; rows of the vocabulary from vocab_size on are ones
-    that no token has, and are never chosen nor reported.
+    that no token has, and are never chosen nor reported. ahead: how many tokens lie between what a
+    row's request has and the token to choose, where any do; such a row must not adjust its logits.
     """
     choices_RV = logits_RV[:, :vocab_size].float()
     adjusted = any([row.adjusts for row in rows])  # a list: a generator is slower
@@ -174,10 +173,13 @@ def sample(logits_RV: Tensor, rows: Sequence[RowSampler], vocab_size: int) -> li
         mask(choices_RV, rows)
     best_R, token_R = choices_RV.max(dim=-1)
     drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
+    ahead = ahead or [0] * len(rows)
     if len(drawn) == len(rows):
-        token_R = draw(choices_RV, rows)
+        token_R = draw(choices_RV, rows, ahead)
     elif drawn:
-        token_R[drawn] = draw(choices_RV[drawn], [rows[index] for index in drawn])
+        token_R[drawn] = draw(
+            choices_RV[drawn], [rows[index] for index in drawn], [ahead[index] for index in drawn]
+        )
     reported = logprobs(logits_RV, rows, token_R, vocab_size)
     # NaN counts as the largest value, so the best one tells about the whole row.
     found = [
@@ -230,8 +232,11 @@ def logprobs(
     return dict(zip(asking, found, strict=True))
 
 
-def draw(logits_RV: Tensor, rows: Sequence[RowSampler]) -> Tensor:
-    """Draw a token for each row at its temperature and after its filters: (R,) int64."""
+def draw(logits_RV: Tensor, rows: Sequence[RowSampler], ahead: Sequence[int]) -> Tensor:
+    """Draw a token for each row at its temperature and after its filters: (R,) int64.
+
+    ahead: as for `sample`.
+    """
     params, device = [row.params for row in rows], logits_RV.device
     temperature_R1 = column([max(p.temperature, _COLDEST) for p in params], device)
     # Subtracting the largest first keeps a tiny temperature from overflowing.
@@ -242,7 +247,8 @@ def draw(logits_RV: Tensor, rows: Sequence[RowSampler]) -> Tensor:
     probs_RV = scaled_RV.softmax(dim=-1)
     keep_top_p(probs_RV, [p.top_p for p in params])
     cumulative_RV = probs_RV.cumsum(dim=-1)
-    points_R1 = column([uniform(row.seed, row.num_generated) for row in rows], device)
+    points = [uniform(row.seed, row.num_generated + n) for row, n in zip(rows, ahead, strict=True)]
+    points_R1 = column(points, device)
     target_R1 = points_R1 * cumulative_RV[:, -1:]
     token_R = torch.searchsorted(cumulative_RV, target_R1, right=True)[:, 0]
     return token_R.clamp(max=logits_RV.shape[1] - 1)  # beyond the end only in a row of NaN

@@ -328,20 +328,18 @@ class Scheduler:
     def _with_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
         """Add to the chunks that sample what drafts fit, and pages for drafting the next ones."""
         budget = self.max_num_batched_tokens - sum(chunk.count for chunk in chunks)
-        drafting = []
         for chunk in chunks:
+            if not chunk.samples:
+                continue
             sequence = chunk.sequence
-            if chunk.samples:
-                known = len(sequence.token_ids)
-                room = min(self.pool.room(sequence.block_table), sequence.max_length - 1)
-                drafts = tuple(sequence.drafts[: min(budget, room - known)])
-                # The next ones are drafted behind these, each but the first in a slot of its own.
-                last = known + len(drafts) + self.num_drafts - 1
-                self.pool.grow(sequence.block_table, min(last, room))
-                budget -= len(drafts)
-                chunk = Chunk(sequence, chunk.count, drafts)
-            drafting.append(chunk)
-        return drafting
+            known = len(sequence.token_ids)
+            room = min(self.pool.room(sequence.block_table), sequence.max_length - 1)
+            chunk.drafts = tuple(sequence.drafts[: min(budget, room - known)])
+            budget -= len(chunk.drafts)
+            # The next ones are drafted behind these, each but the first in a slot of its own.
+            last = known + len(chunk.drafts) + self.num_drafts - 1
+            self.pool.grow(sequence.block_table, min(last, room))
+        return chunks
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

@@ -101,7 +101,7 @@ def test_the_distribution_is_that_of_the_definitions(
     points = iter((n + 0.5) / grid for n in range(grid))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "uniform", lambda seed, position: next(points))
-        tokens = sampling.draw(choices.repeat(grid, 1), rows)
+        tokens = sampling.draw(choices.repeat(grid, 1), rows, [0] * grid)
     measured = torch.bincount(tokens, minlength=VOCAB) / grid
     assert (measured - expected).abs().max() < 1.01 / grid
     assert ((measured > 0) <= (expected > 0)).all()
@@ -153,7 +153,7 @@ def test_a_draw_never_hits_a_token_without_probability(
     """Not even at the ends of the range, or where two tokens meet."""
     monkeypatch.setattr(sampling, "uniform", lambda seed, position: point)
     logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]])
-    assert sampling.draw(logits, [row(SamplingParams())]).tolist() == [expected]
+    assert sampling.draw(logits, [row(SamplingParams())], [0]).tolist() == [expected]
 
 
 def test_uniform_is_below_one_and_takes_any_integer_as_seed() -> None:
