@@ -10,12 +10,14 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers.decoders import ByteLevel
 
+from glm_portable import text_cuts
 from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
 
@@ -29,20 +31,40 @@ _TAGS = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class Limit:
+    """How many tokens a text may have.
+
+    refusal: the sentence about one that has more, with a place for how many: "at least {tokens}".
+    """
+
+    tokens: int
+    refusal: str
+
+    def check(self, tokens: int) -> None:
+        """Raises UsageError if these are too many."""
+        if tokens > self.tokens:
+            raise UsageError(self.refusal.format(tokens=tokens))
+
+
 class Tokenizer:
     """A byte-level BPE tokenizer with the rules above.
 
     vocab_size: one more than the highest token id (the model may have more rows than that).
+    longest: bytes of the longest token; None if a text may have more bytes than its tokens.
     eos_token_id: the ids that end a text. control_tokens: text of every control token to its id.
     tags: the text of the added tokens that users may type, such as <think>.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, eos_token_id: tuple[int, ...]) -> None:
         tokenizer.encode_special_tokens = True  # reads "special" tokens in a text as plain text
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self.eos_token_id = eos_token_id
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        pieces = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(pieces.values(), default=-1) + 1
         # `_read` has set every token's special flag to what `_is_control` says.
         self.control_tokens = {t.content: i for i, t in added.items() if t.special}
         self.tags = frozenset(t.content for t in added.values() if not t.special)
@@ -53,6 +75,11 @@ class Tokenizer:
         # The longest first: alternatives of a pattern are tried in their order.
         longest_first = sorted(self.control_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.longest: int | None = None
+        if text_cuts.spells_texts(tokenizer):
+            # A character of a piece stands for a byte.
+            self.longest = max(map(len, [*pieces, *self._bytes.values()]))
+        self._cuts = self.longest is not None and text_cuts.can_cut(tokenizer)
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> "Tokenizer":
@@ -79,11 +106,22 @@ class Tokenizer:
                     "the tokenizer; take both files from the same checkpoint."
                 )
 
-    def encode(self, text: str) -> list[int]:
+    def check(self, text: str, limit: Limit, before: int = 0) -> None:
+        """Raises UsageError if so long a text is over the limit, however it is tokenised.
+
+        before: tokens that there are already.
+        """
+        size = len(text.encode("utf-8", "surrogatepass"))
+        limit.check(before + (-(-size // self.longest) if self.longest else 0))
+
+    def encode(self, text: str, limit: Limit | None = None, before: int = 0) -> list[int]:
         """Token ids of text as a user typed it: tags are recognised, control tokens are not.
 
-        Raises UsageError on a lone surrogate, which JSON can carry but UTF-8 cannot.
+        limit: for these tokens and the `before` ones before them; more raise UsageError, without
+        all being made. So does a lone surrogate, which JSON can carry but UTF-8 cannot.
         """
+        if limit is not None:
+            self.check(text, limit, before)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -91,23 +129,31 @@ class Tokenizer:
                 f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at position "
                 f"{error.start}, which is not a character; send valid Unicode."
             ) from None
-        # A batch of one, because the library lets other threads run only while it encodes batches:
-        # a megabyte takes about a second.
-        [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        ids: list[int] = encoding.ids
+        ids: list[int] = []
+        for part in text_cuts.parts(text) if self._cuts else [text]:
+            # A batch of one, because the library lets other threads run only while it encodes
+            # batches: a megabyte takes about a second.
+            [encoding] = self._tokenizer.encode_batch_fast([part], add_special_tokens=False)
+            ids += encoding.ids
+            if limit is not None:
+                limit.check(before + len(ids))
         return ids
 
-    def encode_template(self, text: str, plain: Callable[[str], str] = str) -> list[int]:
+    def encode_template(
+        self, text: str, plain: Callable[[str], str] = str, limit: Limit | None = None
+    ) -> list[int]:
         """Token ids of text whose control tokens are meant, such as a rendered template.
 
-        `plain` is applied to what stands between them before it is encoded as plain text.
+        `plain` is applied to what stands between them before it is encoded as plain text. More
+        tokens than the limit raise UsageError, without all being made.
         """
-        ids, start = [], 0
+        ids: list[int] = []
+        start = 0
         for found in self._control.finditer(text):
-            ids += self.encode(plain(text[start : found.start()]))
+            ids += self.encode(plain(text[start : found.start()]), limit, len(ids))
             ids.append(self.control_tokens[found.group()])
             start = found.end()
-        return ids + self.encode(plain(text[start:]))
+        return ids + self.encode(plain(text[start:]), limit, len(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids: tags kept, control tokens left out, an unfinished last character too."""

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "glm_portable"
 
 LAYERS = [
-    {"errors", "host"},
+    {"errors", "host", "text_cuts"},
     {"modelslim", "options"},
     {"config", "shards", "hub", "pocket", "tasks"},
     {"ops", "tokenizer", "parallel"},

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
+from glm_portable import text_cuts
 from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
 from glm_portable.pocket import path
-from glm_portable.tokenizer import Tokenizer
+from glm_portable.tokenizer import Limit, Tokenizer
 
 FOLDER = path()
 CONFIG = ModelConfig.load(FOLDER)
@@ -181,6 +182,76 @@ def test_other_threads_run_while_a_long_text_is_encoded() -> None:
         time.sleep(0.001)
         turns += 1
     assert turns > 10  # an encoding that blocks the interpreter leaves one or two
+
+
+@settings(deadline=None)
+@given(TEXTS)
+def test_no_text_has_fewer_tokens_than_its_bytes_say(text: str) -> None:
+    assert TOKENIZER.longest == max(map(len, map(TOKENIZER.token_bytes, range(1273))))
+    count = len(TOKENIZER.encode_template(text))
+    TOKENIZER.check(text, Limit(count, ""))
+    assert TOKENIZER.encode(text, Limit(len(TOKENIZER.encode(text)), "")) == TOKENIZER.encode(text)
+    assert TOKENIZER.encode_template(text, limit=Limit(count, "")) == TOKENIZER.encode_template(
+        text
+    )
+
+
+def test_a_text_of_the_longest_tokens_has_as_many_as_its_bytes_say() -> None:
+    token = max(TOKENIZER.control_tokens, key=len)
+    assert len(token) == TOKENIZER.longest
+    TOKENIZER.check(token * 50, Limit(50, ""))
+    with pytest.raises(UsageError, match="^at least 51 tokens$"):
+        TOKENIZER.check(token * 50 + "a", Limit(50, "at least {tokens} tokens"))
+
+
+@pytest.mark.parametrize("text", ["word " * 300, "<|user|>word " * 150, "word " * 3])
+def test_a_limit_is_for_all_tokens_together(text: str) -> None:
+    count = len(TOKENIZER.encode_template(text))
+    with pytest.raises(UsageError, match=rf"^\d+ of {count - 1}$"):
+        TOKENIZER.encode_template(text, limit=Limit(count - 1, f"{{tokens}} of {count - 1}"))
+
+
+def test_a_long_text_is_encoded_in_parts_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.load(FOLDER, CONFIG)
+    library, sizes = tokenizer._tokenizer, []
+
+    class Noting:
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+            sizes.append(sum(map(len, texts)))
+            return library.encode_batch_fast(texts, **options)
+
+    text = "word " * 100_000
+    whole = tokenizer.encode(text)
+    assert whole == library.encode(text, add_special_tokens=False).ids
+    monkeypatch.setattr(tokenizer, "_tokenizer", Noting())
+    assert tokenizer.encode(text) == whole
+    assert sum(sizes) == len(text) and max(sizes) < text_cuts.SIZE + 10
+    sizes.clear()
+    with pytest.raises(UsageError, match="at least"):
+        tokenizer.encode(text, Limit(len(whole) // 4, "at least {tokens}"))
+    assert len(text) / 4 <= sum(sizes) < len(text) / 2
+
+
+SPACED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+
+@pytest.mark.parametrize("change", [{"normalizer": {"type": "NFC"}}, {"pre_tokenizer": SPACED}])
+def test_a_tokenizer_of_unknown_ways_encodes_a_text_as_a_whole(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    tokenizer = Tokenizer.load(folder_with(tmp_path, lambda raw: raw.update(change)), CONFIG)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "e\u0301\nan" * text_cuts.SIZE
+    assert tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
+    if "normalizer" in change:
+        assert tokenizer.longest is None
+        tokenizer.check(text, Limit(0, ""))
+
+
+def test_a_file_that_asks_for_shorter_texts_is_not_heeded(tmp_path: Path) -> None:
+    cut = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    folder = folder_with(tmp_path, lambda raw: raw.update(truncation=cut))
+    assert Tokenizer.load(folder, CONFIG).encode("a b c d e") == TOKENIZER.encode("a b c d e")
 
 
 @pytest.mark.parametrize("bad", ["a\ud800", "\udfff", "<|user|>\ud83d x"])

@@ -16,6 +16,7 @@ from glm_portable.serve.anthropic.schema import ERROR as MESSAGES_ERROR
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.exchange import Exchange, note_error
 from glm_portable.serve.logs import log_access
+from glm_portable.serve.memory import Trimming, trimmer
 from glm_portable.serve.metrics import Metrics
 from glm_portable.serve.middleware import ApiKeys, Exchanges, HeadRequests
 from glm_portable.serve.openapi import DocumentedApi
@@ -88,11 +89,13 @@ def _add_middleware(app: FastAPI, service: Service, metrics: Metrics) -> None:
             expose_headers=["x-request-id", "request-id", "retry-after"],
         )
     app.add_middleware(HeadRequests)
+    trimming = Trimming(trimmer())
 
     def on_end(exchange: Exchange, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "other")
         metrics.count(exchange, route)
         log_access(exchange)
+        trimming.after(exchange)
         if service.tracing is not None and exchange.choices:
             service.tracing.record(exchange, Headers(scope=scope), route)
 

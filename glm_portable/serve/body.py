@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from glm_portable.serve.errors import ApiError, from_validation
+from glm_portable.serve.exchange import current
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,9 +40,12 @@ async def _bytes(request: Request, limit: int) -> bytes:
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
     data = bytearray()
+    exchange = current()
     try:
         async for chunk in request.stream():
             data += chunk
+            if exchange is not None:
+                exchange.body_bytes = len(data)
             if len(data) > limit:
                 raise _too_large(limit)
     except ClientDisconnect:

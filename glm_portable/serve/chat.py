@@ -19,7 +19,7 @@ from glm_portable.errors import UsageError
 from glm_portable.serve.messages import normalize_messages, normalize_tools
 from glm_portable.serve.plain_text import PlainText
 from glm_portable.serve.template import compile_template, render
-from glm_portable.tokenizer import Tokenizer
+from glm_portable.tokenizer import Limit, Tokenizer
 
 Format = Literal["glm45", "glm47"]
 """The two layouts of a tool call: with newlines (GLM-4.5 and 4.6) and without (GLM-4.7)."""
@@ -91,11 +91,13 @@ class ChatTemplate:
         tools: Any = None,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        limit: Limit | None = None,
     ) -> Prompt:
         """Render a conversation and encode it.
 
         messages, tools: as in OpenAI's API. chat_template_kwargs: enable_thinking (or thinking),
-        clear_thinking, add_generation_prompt. Raises UsageError on whatever cannot be used.
+        clear_thinking, add_generation_prompt. Raises UsageError on whatever cannot be used, and
+        on more tokens than the limit.
         """
         if self._template is None:
             raise UsageError(
@@ -116,9 +118,12 @@ class ChatTemplate:
         except UsageError as error:
             raise UsageError(plain.restore(str(error))) from None
         end = text.rstrip() if switches["add_generation_prompt"] else ""
+        restored = plain.restore(text)
+        if limit is not None:
+            self._tokenizer.check(restored, limit)
         return Prompt(
-            token_ids=self._tokenizer.encode_template(text, plain.restore),
-            text=plain.restore(text),
+            token_ids=self._tokenizer.encode_template(text, plain.restore, limit),
+            text=restored,
             starts_in_reasoning=end.endswith("<think>"),
             thinking=switches.get("enable_thinking", True) and not end.endswith("</think>"),
         )

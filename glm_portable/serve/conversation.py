@@ -17,6 +17,7 @@ from glm_portable.serve.sampling import for_each_choice, sampling_params
 from glm_portable.serve.service import Service
 from glm_portable.serve.structured.answers import Constrained, Constraint, constrain
 from glm_portable.serve.usage import Usage
+from glm_portable.tokenizer import Limit
 
 
 @dataclass
@@ -95,7 +96,7 @@ class Conversation:
 async def start(service: Service, request: ChatRequest) -> Conversation:
     """Render the conversation and start its choices. Raises ApiError."""
     model = service.model(request.model)
-    prompt = await asyncio.to_thread(render, service, request)
+    prompt = await asyncio.to_thread(render, service, request, service.prompt_limit)
     found = await constrain(
         service.grammars,
         service.tokenizer,
@@ -118,7 +119,7 @@ async def start(service: Service, request: ChatRequest) -> Conversation:
     )
 
 
-def render(service: Service, request: ChatRequest) -> Prompt:
+def render(service: Service, request: ChatRequest, limit: Limit) -> Prompt:
     """The prompt, whose tokens are what a client is told of; the opening of an answer may follow.
 
     Raises ApiError.
@@ -129,7 +130,9 @@ def render(service: Service, request: ChatRequest) -> Prompt:
         options = {name: on for name, on in options.items() if name != "thinking"}
         options["enable_thinking"] = False
     try:
-        return service.chat.encode(request.messages, tools, chat_template_kwargs=options)
+        return service.chat.encode(
+            request.messages, tools, chat_template_kwargs=options, limit=limit
+        )
     except UsageError as error:
         raise from_usage_error(error) from None
 

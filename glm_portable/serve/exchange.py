@@ -13,7 +13,8 @@ class Exchange:
     """Filled in while the request is served; it holds no text of prompt or answer.
 
     started: seconds of `time.monotonic()`. status 0: no answer was begun. error: the code of the
-    error that the client got. params: of the first choice. choices: of all prompts together.
+    error that the client got. body_bytes: that were read. params: of the first choice. choices: of
+    all prompts together.
     """
 
     request_id: str
@@ -23,6 +24,7 @@ class Exchange:
     started_ns: int = field(default_factory=time.time_ns)
     status: int = 0
     error: str | None = None
+    body_bytes: int = 0
     model: str | None = None
     params: SamplingParams | None = None
     choices: int = 0

@@ -30,6 +30,7 @@ from glm_portable.serve.streaming import (
 )
 from glm_portable.serve.structured.answers import constrain_text
 from glm_portable.serve.usage import Usage
+from glm_portable.tokenizer import Limit, Tokenizer
 
 
 def router(service: Service) -> APIRouter:
@@ -124,13 +125,14 @@ async def start_completion(service: Service, request: CompletionRequest) -> Comp
 
 def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[RawPrompt]:
     """Raw prompts: control tokens in them are meant, unlike those in chat messages."""
-    tokenizer = service.tokenizer
     try:
-        return [
-            RawPrompt(tokenizer.encode_template(prompt), prompt)
-            if isinstance(prompt, str)
-            else RawPrompt(prompt, tokenizer.text_of(prompt))
-            for prompt in prompts
-        ]
+        return [_raw_prompt(service.tokenizer, p, service.prompt_limit) for p in prompts]
     except UsageError as error:
         raise from_usage_error(error) from None
+
+
+def _raw_prompt(tokenizer: Tokenizer, prompt: str | list[int], limit: Limit) -> RawPrompt:
+    if isinstance(prompt, str):
+        return RawPrompt(tokenizer.encode_template(prompt, limit=limit), prompt)
+    limit.check(len(prompt))
+    return RawPrompt(prompt, tokenizer.text_of(prompt))

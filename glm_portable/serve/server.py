@@ -19,8 +19,8 @@ from glm_portable.serve.settings import ServerSettings
 log = logging.getLogger(__name__)
 
 WORKERS = 2
-"""Threads that parse, render and tokenise, which the tokenizer lets run beside each other. For a
-megabyte of text it takes some 170 MiB, which the allocator keeps for the thread that asked.
+"""Threads that parse, render and tokenise, which the tokenizer lets run beside each other. The
+allocator keeps what each of them has freed until it is asked for it (`memory.py`).
 """
 
 _FLUSH_S = 5

@@ -22,7 +22,10 @@ from glm_portable.serve.self_test import PARAMS, TEXT, SelfTest
 from glm_portable.serve.settings import ServerSettings
 from glm_portable.serve.structured.compiler import Compiler
 from glm_portable.serve.tracing import Tracing
-from glm_portable.tokenizer import Tokenizer
+from glm_portable.tokenizer import Limit, Tokenizer
+
+COUNTED = 2**20
+"""Tokens up to which a text's are listed or counted, were its window smaller than that."""
 
 
 @dataclass
@@ -52,6 +55,28 @@ class Service:
         self.grammars = Compiler(self.tokenizer)
         room = self.max_model_len - (PARAMS.max_tokens or 0)
         self.self_test = SelfTest(self.tokenizer.encode(TEXT)[: max(1, room)])
+
+    @property
+    def prompt_limit(self) -> Limit:
+        """Of a prompt that is to be answered.
+
+        Up to two windows it is counted, so that the engine can say by how much it is too long.
+        """
+        return Limit(
+            2 * self.max_model_len,
+            f"This model's maximum context length is {self.max_model_len} tokens. However, the "
+            "prompt has at least {tokens} tokens; shorten it.",
+        )
+
+    @property
+    def counted_limit(self) -> Limit:
+        """Of a text whose tokens are asked for: they may be far more than the window holds."""
+        most = max(COUNTED, self.max_model_len)
+        return Limit(
+            most,
+            f"the text has at least {{tokens}} tokens, but this server lists or counts {most} at "
+            "the most; send it in parts.",
+        )
 
     def admit(self) -> None:
         """Raises ApiError when the server takes no more requests: 503, or 429 for now."""

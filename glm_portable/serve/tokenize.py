@@ -17,11 +17,9 @@ from glm_portable.serve.errors import bad_request, from_usage_error
 from glm_portable.serve.fields import Messages, TokenId
 from glm_portable.serve.openapi import describe
 from glm_portable.serve.protocol import Strict
-from glm_portable.serve.service import Service
+from glm_portable.serve.service import COUNTED, Service
 from glm_portable.serve.streaming import encode
 from glm_portable.serve.tools import Tools
-
-MAX_IDS = 2**20
 
 
 class TokenizeRequest(Strict):
@@ -47,7 +45,7 @@ class DetokenizeRequest(Strict):
     """POST /detokenize"""
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_IDS)]
+    tokens: Annotated[list[TokenId], Field(max_length=COUNTED)]
 
 
 def router(service: Service, prefix: str) -> APIRouter:
@@ -95,12 +93,15 @@ def _tokenize(service: Service, request: TokenizeRequest) -> dict[str, Any]:
 
 def _ids(service: Service, request: TokenizeRequest) -> list[int]:
     if request.prompt is not None:
-        return service.tokenizer.encode_template(request.prompt)
+        return service.tokenizer.encode_template(request.prompt, limit=service.counted_limit)
     options = dict(request.chat_template_kwargs or {})
     if request.add_generation_prompt is not None:
         options["add_generation_prompt"] = request.add_generation_prompt
     tools = list(request.tools or ())
-    return service.chat.encode(request.messages, tools, chat_template_kwargs=options).token_ids
+    prompt = service.chat.encode(
+        request.messages, tools, chat_template_kwargs=options, limit=service.counted_limit
+    )
+    return prompt.token_ids
 
 
 def _detokenize(service: Service, request: DetokenizeRequest) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from glm_portable.serve.server import WORKERS
 from glm_portable.tokenizer import Tokenizer
 from tests.serve.fake_engine import CHAT, TOKENIZER, WAIT_S, Running, fake_server
 
-LONG = "a line of text, " * 6000
+LONG = "a line of text, " * 600
+LARGE = {"x": "a" * 2**17}
+"""Ignored; it makes a body large."""
 ASKED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
     ("/v1/completions", {"prompt": LONG}),
@@ -42,9 +44,9 @@ def test_a_long_prompt_is_not_worked_on_in_the_loop(
     encode = Tokenizer.encode
     parse = BaseModel.model_validate_json.__func__  # type: ignore[attr-defined]  # a classmethod
 
-    def noting_encode(self: Tokenizer, text: str) -> list[int]:
+    def noting_encode(self: Tokenizer, *arguments: Any) -> list[int]:
         threads["encode"].add(threading.current_thread())
-        return encode(self, text)
+        return encode(self, *arguments)
 
     def noting_parse(cls: Any, *arguments: Any, **options: Any) -> Any:
         threads["parse"].add(threading.current_thread())
@@ -52,7 +54,7 @@ def test_a_long_prompt_is_not_worked_on_in_the_loop(
 
     monkeypatch.setattr(Tokenizer, "encode", noting_encode)
     monkeypatch.setattr(BaseModel, "model_validate_json", classmethod(noting_parse))
-    httpx.post(running.url + path, json={**asked, "model": "pocket"}, timeout=WAIT_S)
+    httpx.post(running.url + path, json={**asked, **LARGE, "model": "pocket"}, timeout=WAIT_S)
     assert threads["encode"] and threads["parse"], "the request did not come that far"
     assert running.thread not in threads["encode"] | threads["parse"]
 
@@ -79,7 +81,7 @@ def test_the_tokenizer_lets_other_threads_run() -> None:
 
     def work() -> None:
         began.set()
-        TOKENIZER.encode(LONG * 20)
+        TOKENIZER.encode(LONG * 200)
         ended.set()
 
     thread, interval = threading.Thread(target=work), sys.getswitchinterval()
@@ -100,10 +102,10 @@ def test_few_threads_do_it(running: Running, monkeypatch: pytest.MonkeyPatch) ->
     everybody = threading.Barrier(WORKERS)
     encode = Tokenizer.encode
 
-    def together(self: Tokenizer, text: str) -> list[int]:
+    def together(self: Tokenizer, *arguments: Any) -> list[int]:
         threads.add(threading.current_thread())
         everybody.wait(WAIT_S)
-        return encode(self, text)
+        return encode(self, *arguments)
 
     monkeypatch.setattr(Tokenizer, "encode", together)
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from glm_portable.serve import tokenize
+from glm_portable.serve.service import COUNTED
 from tests.serve.conversation import HI, WEATHER
 from tests.serve.fake_engine import CHAT, TOKENIZER, WINDOW, Running, fake_server
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_done_is_said(
 
 
 def test_lists_are_bounded(http: httpx.Client) -> None:
-    response = http.post("/detokenize", json={"tokens": [5] * (tokenize.MAX_IDS + 1)})
+    response = http.post("/detokenize", json={"tokens": [5] * (COUNTED + 1)})
     assert response.status_code == 400 and "at most" in response.json()["error"]["message"]
 
 

@@ -6,11 +6,14 @@ Malformed, mistyped, oversized and deep bodies, schemas and templates made to ex
 slow writers and readers, 500 clients that leave, 200 at once. All the while no answer may be a 5xx
 and /health answers within two seconds. After each, a question is answered as before it and, where
 the server has /metrics, no request runs and no page of the KV cache is in use. The whole is done
-twice, and the second time may not add to the server's memory. Exit code 1 if anything was wrong.
+twice, and the second time may not add to the server's memory; before the first one, long prompts
+fill the KV cache, which takes its memory as it is used. Exit code 1 if anything was wrong.
 """
 
 import argparse
 import asyncio
+import math
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +23,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tools.abuse import bodies, connections
+from tools.abuse.connections import ANSWERED
 from tools.abuse.target import CHAT, PATIENCE_S, QUESTION, HealthWatch, Target
 
 Attack = Callable[[Target, int], Awaitable[None]]
@@ -60,6 +64,7 @@ async def abuse(
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=PATIENCE_S) as http:
         target, watch = Target(url, http), HealthWatch(url)
         await target.learn()
+        await fill(target)
         expected = await answer(target)
         watching = asyncio.create_task(watch.run())
         sizes = []
@@ -73,6 +78,22 @@ async def abuse(
     check_health(target, watch, health_s)
     check_memory(target, sizes)
     return target
+
+
+async def fill(target: Target) -> None:
+    """Use the whole of a known KV cache, by prompts as long as the window: its pages, and what a
+    long prompt is computed in, take their memory when they are first used."""
+    metrics = (await target.http.get("/metrics")).text
+    facts = dict(re.findall(r'(block_size|num_gpu_blocks)="(\d+)"', metrics))
+    models = (await target.http.get("/v1/models")).json()["data"]
+    if len(facts) < 2 or "max_model_len" not in models[0]:
+        return
+    target.attack, length = "fill", models[0]["max_model_len"] - 1
+    capacity = int(facts["block_size"]) * int(facts["num_gpu_blocks"])
+    for number in range(2 * math.ceil(capacity / length)):
+        prompt = [5 + (number + i * i) % 250 for i in range(length)]
+        body = {"prompt": prompt, "max_tokens": 1}
+        await target.post("/v1/completions", body, "a prompt as long as the window", ANSWERED)
 
 
 async def run(

@@ -43,7 +43,7 @@ def router(service: Service) -> APIRouter:
 
 
 def _count(service: Service, request: CountTokensRequest) -> int:
-    return len(conversation.render(service, request.chat()).token_ids)
+    return len(conversation.render(service, request.chat(), service.counted_limit).token_ids)
 
 
 async def start_message(service: Service, request: MessagesRequest) -> MessageAnswer:

@@ -14,6 +14,7 @@ from glm_portable.serve.events import ToolCallArguments
 from glm_portable.serve.parsing import Parser
 from glm_portable.serve.protocol import CompletionRequest
 from glm_portable.serve.service import Service
+from glm_portable.tokenizer import Limit
 from glm_portable.verify.endpoint.run import GROUPS
 from glm_portable.verify.results import Status
 from tests.verify.endpoint.conftest import Look, load, served
@@ -69,9 +70,14 @@ class StuckOn(ChatTemplate):
     """Always lets the model think."""
 
     def encode(
-        self, messages: Any, tools: Any = None, *, chat_template_kwargs: Any = None
+        self,
+        messages: Any,
+        tools: Any = None,
+        *,
+        chat_template_kwargs: Any = None,
+        limit: Limit | None = None,
     ) -> Prompt:
-        return super().encode(messages, tools)
+        return super().encode(messages, tools, limit=limit)
 
 
 def test_thinking_stuck_on(look: Look) -> None:
