@@ -27,13 +27,13 @@ Format = Literal["glm45", "glm47"]
 # --tool-call-parser takes vLLM's names, of which glm4_moe is an older one.
 _FORMATS: dict[str, Format] = {"glm45": "glm45", "glm4_moe": "glm45", "glm47": "glm47"}
 
-_SWITCHES = {
+SWITCHES = {
     "enable_thinking": "enable_thinking",
     "thinking": "enable_thinking",
     "clear_thinking": "clear_thinking",
     "add_generation_prompt": "add_generation_prompt",
 }
-_IGNORED = frozenset({"reasoning_effort"})
+IGNORED_SWITCHES = frozenset({"reasoning_effort"})
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ChatTemplate:
                 "this model has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json); name one with --chat-template, or complete plain text."
             )
-        switches = _switches(chat_template_kwargs)
+        switches = template_variables(chat_template_kwargs)
         try:
             request = [normalize_messages(messages), normalize_tools(tools)]
             plain = PlainText(request, self._tokenizer.control_tokens, self._tokenizer.tags)
@@ -155,22 +155,25 @@ def tool_call_format(name: str | None, template: ChatTemplate) -> Format:
     return _FORMATS[name]
 
 
-def _switches(given: Mapping[str, Any] | None) -> dict[str, bool]:
-    """The template variables a request may set, checked one by one; None counts as not set."""
+def template_variables(given: Mapping[str, Any] | None) -> dict[str, bool]:
+    """The template variables a request may set, checked one by one; None counts as not set.
+
+    Raises UsageError for one that is unknown, no boolean or said twice.
+    """
     if given is not None and not isinstance(given, Mapping):
         raise UsageError("chat_template_kwargs must be an object.")
     switches = {"add_generation_prompt": True}
     seen: dict[str, str] = {}
     for name, value in (given or {}).items():
-        if name in _IGNORED or (name in _SWITCHES and value is None):
+        if name in IGNORED_SWITCHES or (name in SWITCHES and value is None):
             continue
-        if name not in _SWITCHES:
+        if name not in SWITCHES:
             raise UsageError(
-                f"chat_template_kwargs: {name!r} is not supported; use {', '.join(_SWITCHES)}."
+                f"chat_template_kwargs: {name!r} is not supported; use {', '.join(SWITCHES)}."
             )
         if not isinstance(value, bool):
             raise UsageError(f"chat_template_kwargs: {name} must be true or false, not {value!r}.")
-        variable = _SWITCHES[name]
+        variable = SWITCHES[name]
         if switches.get(variable, value) != value and variable in seen:
             raise UsageError(f"chat_template_kwargs: {seen[variable]} and {name} contradict.")
         switches[variable], seen[variable] = value, name

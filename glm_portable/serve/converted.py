@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from glm_portable.errors import UsageError
 from glm_portable.serve.errors import from_usage_error, from_validation
-from glm_portable.serve.fields import CacheSalt, Priority
+from glm_portable.serve.fields import CacheSalt, Priority, TemplateOptions
 from glm_portable.serve.protocol import ChatRequest, Strict
 from glm_portable.serve.structured.formats import Format, text_format
 
@@ -16,7 +16,7 @@ from glm_portable.serve.structured.formats import Format, text_format
 class Extensions(Strict):
     """Fields that are not of the other API, and mean what they mean in a chat."""
 
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     priority: Priority | None = None
     cache_salt: CacheSalt | None = None
 

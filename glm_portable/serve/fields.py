@@ -4,7 +4,22 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
+
+from glm_portable.errors import UsageError
+from glm_portable.serve.chat import IGNORED_SWITCHES, SWITCHES, template_variables
+from glm_portable.serve.described import (
+    BOOLEAN_OR_NULL,
+    JSON_TEXT,
+    STRING,
+    STRING_OR_NULL,
+    UNREAD,
+    any_of,
+    list_of,
+    record,
+    typed,
+    where,
+)
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 256
@@ -96,41 +111,35 @@ def _is_number(value: Any) -> bool:
     return number and math.isfinite(value)
 
 
-_PART = {
-    "type": "object",
-    "required": ["type", "text"],
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-}
-_TEXT = {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": _PART}]}
-_CALL = {
-    "type": "object",
-    "required": ["function"],
-    "properties": {
-        "id": {"type": "string"},
-        "type": {"const": "function"},
-        "function": {
-            "type": "object",
-            "required": ["name", "arguments"],
-            "properties": {"name": {"type": "string"}, "arguments": {"type": "string"}},
-        },
-    },
-}
-_MESSAGE = {
-    "type": "object",
-    "required": ["role"],
-    "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-        "content": _TEXT,
-        "reasoning_content": {"type": ["string", "null"]},
-        "tool_calls": {"type": ["array", "null"], "items": _CALL},
-        "tool_call_id": {},
-    },
-}
+_TEXT_PART = record(
+    ["type", "text"], type={"enum": ["text", "input_text", "output_text"]}, text=STRING
+)
+TEXT_PARTS = (_TEXT_PART, typed("refusal", "refusal", refusal=STRING))
+_CALLED = record(["name"], name=STRING, arguments=any_of({"type": ["object", "null"]}, JSON_TEXT))
+_CALL = any_of(
+    record(["function"], function=_CALLED, id=UNREAD, type=UNREAD),
+    _CALLED | {"not": {"required": ["function"]}},
+)
+_MESSAGE = record(
+    ["role"],
+    role={"enum": ["system", "developer", "user", "assistant", "tool"]},
+    content=any_of(STRING_OR_NULL, list_of(STRING, *TEXT_PARTS)),
+    reasoning_content=STRING_OR_NULL,
+    reasoning={"description": "Another name of reasoning_content; read if it is a string."},
+    tool_calls={"type": ["array", "null"], "items": _CALL},
+    tool_call_id=UNREAD,
+)
+_OUTPUTS = record(
+    ["role", "content"],
+    role={"const": "tool"},
+    content=list_of(record(["output"]), minItems=1),
+)
+"""GLM's own form of several results in one message."""
 # The template's normaliser checks the messages themselves; this is their description.
 Messages = Annotated[
     list[Any],
     Field(min_length=1, max_length=MAX_MESSAGES),
-    WithJsonSchema({"type": "array", "items": _MESSAGE, "minItems": 1, "maxItems": MAX_MESSAGES}),
+    WithJsonSchema(list_of(_MESSAGE, _OUTPUTS, minItems=1, maxItems=MAX_MESSAGES)),
 ]
 
 
@@ -164,39 +173,23 @@ Prompts = Annotated[
     *_described(_prompts, _PROMPT, _IDS, _SEVERAL | {"items": _PROMPT}, _SEVERAL | {"items": _IDS}),
 ]
 
-# What a format is, `serve.structured` checks; these are descriptions.
-_STRING_OR_NULL = {"type": ["string", "null"]}
-_CHOICES = {"type": ["array", "null"], "items": {"type": "string", "minLength": 1}}
-SchemaValue = Annotated[Any, WithJsonSchema({"type": ["object", "string", "null"]})]
-TextValue = Annotated[Any, WithJsonSchema(_STRING_OR_NULL)]
-ChoiceValue = Annotated[Any, WithJsonSchema(_CHOICES)]
-StructuredOutputs = Annotated[
-    Any,
-    WithJsonSchema(
-        {
-            "type": ["object", "null"],
-            "properties": {
-                "json": {"type": ["object", "string", "null"]},
-                "regex": _STRING_OR_NULL,
-                "choice": _CHOICES,
-                "grammar": _STRING_OR_NULL,
-                "json_object": {"type": ["boolean", "null"]},
-            },
-        }
-    ),
+
+def _template_options(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        template_variables(value)
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix("chat_template_kwargs: ")) from None
+    return value
+
+
+_CONTRADICTION = [
+    where(enable_thinking={"const": on}, thinking={"const": not on}) for on in (True, False)
 ]
-_TYPES = ["text", "json_object", "json_schema"]
-_SCHEMA = {
-    "type": "object",
-    "properties": {"name": {"type": "string"}, "schema": {"type": "object"}},
-}
-ResponseFormat = Annotated[
-    Any,
+_OPTIONS = dict.fromkeys(SWITCHES, BOOLEAN_OR_NULL) | dict.fromkeys(IGNORED_SWITCHES, UNREAD)
+TemplateOptions = Annotated[
+    dict[str, Any],
+    AfterValidator(_template_options),
     WithJsonSchema(
-        {
-            "type": ["object", "null"],
-            "required": ["type"],
-            "properties": {"type": {"enum": _TYPES}, "json_schema": _SCHEMA},
-        }
+        record(**_OPTIONS) | {"additionalProperties": False, "not": any_of(*_CONTRADICTION)}
     ),
 ]

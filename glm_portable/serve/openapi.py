@@ -95,6 +95,8 @@ class DocumentedApi(FastAPI):
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             for model in self._bodies:
                 schema = model.model_json_schema(ref_template=_REF)
-                schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+                for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
+                    if schemas.setdefault(name, part) != part:
+                        raise ValueError(f"two schemas of /openapi.json are called {name}")
             schemas |= self._errors
         return super().openapi()

@@ -15,13 +15,13 @@ from pydantic import (
     model_validator,
 )
 
+from glm_portable.serve.described import FORCED_CHOICE, SOME_TOOLS, rules, where
 from glm_portable.serve.fields import (
     MAX_PROMPTS,
     WHOLE,
     Biases,
     CacheSalt,
     Choices,
-    ChoiceValue,
     Count,
     Integer,
     LogprobCount,
@@ -29,13 +29,19 @@ from glm_portable.serve.fields import (
     PositiveCount,
     Priority,
     Prompts,
-    ResponseFormat,
-    SchemaValue,
     Seed,
     Stops,
-    StructuredOutputs,
-    TextValue,
+    TemplateOptions,
     TokenId,
+)
+from glm_portable.serve.structured.fields import (
+    TWO_FORMATS,
+    ChoiceFormat,
+    GrammarFormat,
+    PatternFormat,
+    ResponseFormat,
+    SchemaFormat,
+    StructuredOutputs,
 )
 from glm_portable.serve.structured.formats import FORMAT_FIELDS, Format, format_of
 from glm_portable.serve.tools import Choice, ToolChoice, Tools
@@ -46,6 +52,9 @@ _UNSUPPORTED = (
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
     "continue_final_message",
 )
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_LEFT_OUT = (*_EMPTY, False)
+"""What an unsupported field may hold: nothing that would change the answer."""
 
 
 class Strict(BaseModel):
@@ -84,13 +93,13 @@ class Request(Strict):
     cache_salt: CacheSalt | None = None
     response_format: ResponseFormat = None
     structured_outputs: StructuredOutputs = None
-    guided_json: SchemaValue = None
-    guided_regex: TextValue = None
-    guided_choice: ChoiceValue = None
-    guided_grammar: TextValue = None
-    json_schema: SchemaValue = None
-    regex: TextValue = None
-    ebnf: TextValue = None
+    guided_json: SchemaFormat = None
+    guided_regex: PatternFormat = None
+    guided_choice: ChoiceFormat = None
+    guided_grammar: GrammarFormat = None
+    json_schema: SchemaFormat = None
+    regex: PatternFormat = None
+    ebnf: GrammarFormat = None
 
     @model_validator(mode="before")
     @classmethod
@@ -98,7 +107,7 @@ class Request(Strict):
         if isinstance(body, Mapping):
             for name in _UNSUPPORTED:
                 value = body.get(name)
-                if not (value is None or value is False or value in ("", [], {})):
+                if value is not False and value not in _EMPTY:
                     raise ValueError(
                         f"has {name}, which this version does not support; leave it out"
                     )
@@ -117,6 +126,13 @@ class Request(Strict):
         return self
 
     @model_validator(mode="after")
+    def _check_min_tokens(self) -> "Request":
+        limit = self.output_limit
+        if limit is not None and (self.min_tokens or 0) > limit:
+            raise ValueError(f"has a min_tokens of {self.min_tokens}, but at most {limit} tokens")
+        return self
+
+    @model_validator(mode="after")
     def _check_format(self) -> "Request":
         assert self.format is None or self.format.field
         return self
@@ -125,6 +141,11 @@ class Request(Strict):
     def format(self) -> Format | None:
         """What the answer must be. Raises ApiError."""
         return format_of({name: getattr(self, name) for name in FORMAT_FIELDS})
+
+    @property
+    def output_limit(self) -> int | None:
+        """The most tokens of an answer; None: as many as the window has."""
+        return self.max_tokens
 
     @property
     def scheduling(self) -> dict[str, Any]:
@@ -149,8 +170,21 @@ class Thinking(Strict):
     clear_thinking: bool | None = None
 
 
+# What /openapi.json says of the checks that look at several fields.
+_NEVER = (*TWO_FORMATS, where(stream={"const": True}, prompt_logprobs={"type": "integer"}))
+_NEVER_IN_CHAT = (
+    where(top_logprobs={"type": "integer", "minimum": 1})
+    | {"not": where(logprobs={"const": True})},
+    FORCED_CHOICE | {"not": SOME_TOOLS},
+)
+
+
 class ChatRequest(Request):
     """POST /v1/chat/completions"""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(*_NEVER, *_NEVER_IN_CHAT, unsupported=_UNSUPPORTED, empty=_LEFT_OUT)
+    )
 
     messages: Messages
     max_completion_tokens: PositiveCount | None = None
@@ -159,7 +193,7 @@ class ChatRequest(Request):
     tools: Tools = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: str | None = None
     thinking: Thinking | None = None
 
@@ -201,11 +235,18 @@ class ChatRequest(Request):
         if self.thinking is not None:
             options["enable_thinking"] = self.thinking.type == "enabled"
             options["clear_thinking"] = self.thinking.clear_thinking
-        return options | (self.chat_template_kwargs or {})
+        given = self.chat_template_kwargs or {}
+        if given.get("thinking") is not None:  # another name of enable_thinking
+            options.pop("enable_thinking", None)
+        return options | {name: value for name, value in given.items() if value is not None}
 
 
 class CompletionRequest(Request):
     """POST /v1/completions"""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(*_NEVER, unsupported=_UNSUPPORTED, empty=_LEFT_OUT)
+    )
 
     prompt: Prompts
     max_tokens: Count | None = None

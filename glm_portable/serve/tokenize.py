@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from glm_portable.errors import UsageError
 from glm_portable.serve.body import read
+from glm_portable.serve.described import NULL, STRING, any_of
 from glm_portable.serve.errors import bad_request, from_usage_error
-from glm_portable.serve.fields import Messages, TokenId
+from glm_portable.serve.fields import Messages, TemplateOptions, TokenId
 from glm_portable.serve.openapi import describe
 from glm_portable.serve.protocol import Strict
 from glm_portable.serve.service import COUNTED, Service
@@ -22,15 +23,23 @@ from glm_portable.serve.streaming import encode
 from glm_portable.serve.tools import Tools
 
 
+_EITHER = any_of(
+    {"required": ["prompt"], "properties": {"prompt": STRING, "messages": NULL}},
+    {"required": ["messages"], "properties": {"prompt": NULL, "messages": {"type": "array"}}},
+)
+
+
 class TokenizeRequest(Strict):
     """POST /tokenize: a prompt, or messages as for a chat."""
+
+    model_config = ConfigDict(json_schema_extra=_EITHER)
 
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
     tools: Tools = None
     add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 

@@ -5,10 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainValidator, WithJsonSchema
 
+from glm_portable.serve.described import (
+    BOOLEAN_OR_NULL,
+    NAME,
+    STRING_OR_NULL,
+    any_of,
+    record,
+)
+
 MAX_TOOLS = 512
-_NAME_PATTERN = r"^[^\s\x1c-\x1f\x85<>]+$"
-"""What Python calls whitespace, in any dialect of patterns."""
-_NAME = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": _NAME_PATTERN}
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,13 @@ def _name(value: Any, what: str) -> str:
     return value
 
 
+_KINDS: dict[str, tuple[type, str]] = {
+    "description": (str, "a string"),
+    "parameters": (dict, "an object"),
+    "strict": (bool, "true or false"),
+}
+
+
 def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
     """The tools as they came: the template prints them, key order and unknown keys included."""
     if value is None:
@@ -47,7 +59,7 @@ def _check_tool(tool: Any, where: str) -> None:
     if not isinstance(function, dict) or tool.get("type", "function") != "function":
         raise ValueError(f"{where} should be an object with type 'function' and a function")
     _name(function.get("name"), f"{where}.function.name")
-    for key, kind, called in (("description", str, "a string"), ("parameters", dict, "an object")):
+    for key, (kind, called) in _KINDS.items():
         if not isinstance(function.get(key), kind | None):
             raise ValueError(f"{where}.function.{key} should be {called}")
 
@@ -72,39 +84,26 @@ def _choice_by_word(value: str | None) -> Choice | None:
     raise ValueError("should be none, auto, required or the object that names a function")
 
 
-_TOOL_SCHEMA = {
-    "type": "object",
-    "required": ["type", "function"],
-    "properties": {
-        "type": {"const": "function"},
-        "function": {
-            "type": "object",
-            "required": ["name"],
-            "properties": {
-                "name": _NAME,
-                "description": {"type": ["string", "null"]},
-                "parameters": {"type": ["object", "null"]},
-            },
-        },
-    },
-}
-_NAMED_SCHEMA = {
-    "type": "object",
-    "required": ["type", "function"],
-    "properties": {
-        "type": {"const": "function"},
-        "function": {"type": "object", "required": ["name"], "properties": {"name": _NAME}},
-    },
-}
+_FUNCTION = record(
+    ["name"],
+    name=NAME,
+    description=STRING_OR_NULL,
+    parameters={"type": ["object", "null"]},
+    strict=BOOLEAN_OR_NULL,
+)
+_TOOL = record(["function"], type={"const": "function"}, function=_FUNCTION)
+_NAMED = record(
+    ["type", "function"], type={"const": "function"}, function=record(["name"], name=NAME)
+)
 _WORDS = {"enum": ["none", "auto", "required", None]}
 
 Tools = Annotated[
     tuple[dict[str, Any], ...] | None,
     PlainValidator(_tools),
-    WithJsonSchema({"type": ["array", "null"], "items": _TOOL_SCHEMA, "maxItems": MAX_TOOLS}),
+    WithJsonSchema({"type": ["array", "null"], "items": _TOOL, "maxItems": MAX_TOOLS}),
 ]
 ToolChoice = Annotated[
     Choice | None,
     PlainValidator(_choice),
-    WithJsonSchema({"anyOf": [_WORDS, _NAMED_SCHEMA]}),
+    WithJsonSchema(any_of(_WORDS, _NAMED)),
 ]

@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--load-seconds", type=int, default=5, help="how long the load generator keeps 32 clients"
     )
+    group.addoption("--schemathesis-seed", type=int, default=1)
     group.addoption(
         "--table", type=Path, help="a Markdown file whose table of results is written anew"
     )

@@ -137,6 +137,9 @@ def test_the_client_puts_a_stream_together_as_the_whole(
         ({"thinking": THINKING}, True),
         ({"thinking": {"type": "adaptive", "display": "summarized"}}, True),
         ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+        ({"chat_template_kwargs": {"thinking": True}}, True),
+        ({"chat_template_kwargs": {"thinking": False}, "thinking": THINKING}, False),
+        ({"chat_template_kwargs": {"enable_thinking": None}}, False),
     ],
 )
 def test_thinking_is_switched(

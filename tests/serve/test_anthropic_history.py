@@ -62,12 +62,12 @@ def test_a_conversation_with_tools() -> None:
     assert len(normalize_messages(found)) == len(found)
 
 
-@pytest.mark.parametrize("content", [None, "", [], [text("")]])
+@pytest.mark.parametrize("content", ["", [], [text("")]])
 def test_messages_without_text(content: Any) -> None:
     assert chat_messages(None, [{"role": "user", "content": content}]) == [
         {"role": "user", "content": ""}
     ]
-    assert chat_messages(content, []) == []
+    assert chat_messages(content, []) == chat_messages(None, []) == []
 
 
 def test_a_result_without_content() -> None:
@@ -96,6 +96,8 @@ def test_the_billing_line_does_not_reach_the_prompt(as_blocks: bool) -> None:
         ("x", "messages[0] must be an object"),
         ({"role": "dog"}, "messages[0].role is 'dog'"),
         ({"role": {}, "content": ""}, "messages[0].role is {}"),
+        ({"role": "user"}, "messages[0].content must be a string or a list"),
+        ({"role": "user", "content": None}, "messages[0].content must be a string or a list"),
         ({"role": "user", "content": 5}, "messages[0].content must be a string or a list"),
         (
             {"role": "user", "content": ["x"]},

@@ -108,6 +108,25 @@ def test_what_is_not_supported_is_refused(
     assert server.engine.requests == []
 
 
+@pytest.mark.parametrize(
+    ("path", "extra", "limit"),
+    [
+        (CHAT, {"max_tokens": 3}, 3),
+        (CHAT, {"max_tokens": 9, "max_completion_tokens": 3}, 3),
+        (COMPLETIONS, {"max_tokens": 3}, 3),
+        (COMPLETIONS, {}, 16),
+    ],
+)
+def test_more_tokens_than_the_most_are_no_least(
+    server: Running, http: httpx.Client, path: str, extra: dict[str, Any], limit: int
+) -> None:
+    body = VALID[path] | extra
+    error = error_of(http.post(path, json=body | {"min_tokens": limit + 1}), 400)
+    assert f"a min_tokens of {limit + 1}, but at most {limit} tokens" in error["message"]
+    assert server.engine.requests == []
+    assert http.post(path, json=body | {"min_tokens": limit}).status_code == 200
+
+
 @ENDPOINTS
 @pytest.mark.parametrize(
     "extra", [{"response_format": {"type": "text"}}, {"echo": False}, {"suffix": None}]

@@ -6,7 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel, create_model
 
+from glm_portable.serve.openapi import DocumentedApi
 from tests.serve.fake_engine import Running
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -40,6 +42,19 @@ def test_every_reference_leads_somewhere(document: Any) -> None:
         return [r for item in value for r in references(item)] if isinstance(value, list) else []
 
     assert all(schema_of(document, reference) for reference in references(document))
+
+
+def test_two_schemas_of_one_name_are_told_apart() -> None:
+    """Else one of them would describe the fields of both."""
+
+    def body(name: str, kind: type) -> type[BaseModel]:
+        inner = create_model("Inner", value=(kind, ...))
+        return create_model(name, inner=(inner, ...))
+
+    bodies = [body("A", int), body("B", str)]
+    with pytest.raises(ValueError, match="two schemas .* are called Inner"):
+        DocumentedApi(bodies, {}).openapi()
+    assert "Inner" in str(DocumentedApi([bodies[0], body("B", int)], {}).openapi())
 
 
 @pytest.mark.parametrize("path", sorted(BODIES))

@@ -81,7 +81,17 @@ def test_the_thinking_counts_more_than_its_summary() -> None:
     item = reasoning(reasoning="All of it.", summary="Short.") | {"encrypted_content": "xyz"}
     [message] = chat_messages(None, [item, output("Hi.")])
     assert message["reasoning_content"] == "All of it."
-    assert chat_messages(None, [reasoning()]) == []
+
+
+def test_thinking_that_nobody_can_read_is_still_a_turn() -> None:
+    hidden: dict[str, Any] = {
+        "type": "reasoning",
+        "summary": [],
+        "content": None,
+        "encrypted_content": "xyz",
+    }
+    assert chat_messages(None, [hidden]) == [{"role": "assistant", "content": ""}]
+    assert chat_messages(None, [hidden, CALL]) == chat_messages(None, [CALL])
 
 
 @pytest.mark.parametrize(
@@ -90,6 +100,8 @@ def test_the_thinking_counts_more_than_its_summary() -> None:
         ("x", "input[0] must be an object"),
         ({"type": "computer_call"}, "input[0] is of type 'computer_call'"),
         ({"role": "tool", "content": "x"}, "input[0].role is 'tool'"),
+        ({"role": "user"}, "input[0].content must be a string or a list"),
+        ({"type": "function_call_output"}, "input[0].output must be a string or a list"),
         ({"role": "user", "content": 5}, "input[0].content must be a string or a list"),
         ({"role": "user", "content": ["x"]}, "input[0].content[0] must be an object"),
         ({"role": "user", "content": [{"type": "input_text"}]}, "content[0].text must be a string"),

@@ -47,7 +47,9 @@ def _message(message: Any, where: str) -> Iterator[dict[str, Any]]:
     role = message.get("role")
     if not isinstance(role, str) or role not in _READ:
         raise UsageError(f"{where}.role is {role!r}; use one of user, assistant, system.")
-    blocks = list(_blocks(message.get("content"), f"{where}.content", _READ[role]))
+    if message.get("content") is None:
+        raise UsageError(f"{where}.content must be a string or a list of blocks.")
+    blocks = list(_blocks(message["content"], f"{where}.content", _READ[role]))
     if role == "assistant":
         yield _assistant(blocks)
     elif role == "system":

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from glm_portable.serve.anthropic.history import chat_messages
-from glm_portable.serve.anthropic.schema import CHOICE, MESSAGE, SYSTEM, TOOL
+from glm_portable.serve.anthropic.schema import CHOICE, FORCED_CHOICE, MESSAGE, SYSTEM, TOOL
 from glm_portable.serve.converted import Extensions, convert
+from glm_portable.serve.described import SOME_TOOLS, list_of, rules
 from glm_portable.serve.fields import MAX_MESSAGES, WHOLE, PositiveCount, Stops
 from glm_portable.serve.protocol import ChatRequest, Strict
 from glm_portable.serve.tools import MAX_TOOLS
@@ -15,7 +16,7 @@ from glm_portable.serve.tools import MAX_TOOLS
 Messages = Annotated[
     list[Any],
     Field(min_length=1, max_length=MAX_MESSAGES),
-    WithJsonSchema({"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": MAX_MESSAGES}),
+    WithJsonSchema(list_of(MESSAGE, minItems=1, maxItems=MAX_MESSAGES)),
 ]
 
 
@@ -34,8 +35,10 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     if tool.get("type") not in (None, "custom"):
         kind = str(tool["type"])[:60]
         raise ValueError(f"{where} is of type {kind!r}; this server knows only tools of yours")
+    if not isinstance(tool.get("input_schema"), dict):
+        raise ValueError(f"{where}.input_schema should be an object, the schema of its input")
     function = {name: tool[name] for name in ("name", "description", "strict") if name in tool}
-    return {"type": "function", "function": function | {"parameters": tool.get("input_schema")}}
+    return {"type": "function", "function": function | {"parameters": tool["input_schema"]}}
 
 
 def _choice(value: Any) -> dict[str, Any] | None:
@@ -50,7 +53,7 @@ def _choice(value: Any) -> dict[str, Any] | None:
     return value
 
 
-class Thinking(Strict):
+class MessagesThinking(Strict):
     """budget_tokens, display and whatever else are not heeded."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
@@ -70,6 +73,8 @@ class OutputConfig(Strict):
 class CountTokensRequest(Extensions):
     """POST /v1/messages/count_tokens"""
 
+    model_config = ConfigDict(json_schema_extra=rules(FORCED_CHOICE | {"not": SOME_TOOLS}))
+
     model: str | None = None
     messages: Messages
     system: Annotated[Any, WithJsonSchema(SYSTEM)] = None
@@ -81,7 +86,7 @@ class CountTokensRequest(Extensions):
     tool_choice: Annotated[
         dict[str, Any] | None, PlainValidator(_choice), WithJsonSchema(CHOICE)
     ] = None
-    thinking: Thinking | None = None
+    thinking: MessagesThinking | None = None
     output_config: OutputConfig | None = None
 
     def chat(self) -> ChatRequest:

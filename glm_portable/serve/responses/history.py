@@ -42,7 +42,7 @@ class _History:
             case "function_call":
                 self._assistant().setdefault("tool_calls", []).append(_call(item, where))
             case "function_call_output":
-                output = text_of(item.get("output"), f"{where}.output")
+                output = _text(item, "output", where)
                 self._add({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
             case other:
                 raise UsageError(f"{where} is of type {other!r}, which this server does not know.")
@@ -51,7 +51,7 @@ class _History:
         role = item.get("role")
         if role not in _ROLES:
             raise UsageError(f"{where}.role is {role!r}; use one of {', '.join(_ROLES)}.")
-        content = text_of(item.get("content"), f"{where}.content")
+        content = _text(item, "content", where)
         if role != "assistant":
             return self._add({"role": role, "content": content})
         if self._turn is not None and self._turn["content"] and "tool_calls" not in self._turn:
@@ -59,13 +59,14 @@ class _History:
         self._assistant()["content"] += content
 
     def _reasoning(self, item: Mapping[str, Any], where: str) -> None:
-        """The thinking itself, or a summary where a client kept only that."""
-        for name in ("content", "summary"):
-            text = text_of(item.get(name), f"{where}.{name}", _THOUGHTS)
-            if text:
-                turn = self._assistant()
-                turn["reasoning_content"] = turn.get("reasoning_content", "") + text
-                return
+        """The thinking itself, or a summary where a client kept only that, or neither."""
+        turn = self._assistant()
+        content, summary = (
+            text_of(item.get(name), f"{where}.{name}", _THOUGHTS) for name in ("content", "summary")
+        )
+        text = turn.get("reasoning_content", "") + (content or summary)
+        if text:
+            turn["reasoning_content"] = text
 
     def _assistant(self) -> dict[str, Any]:
         if self._turn is None:
@@ -77,6 +78,13 @@ class _History:
     def _add(self, message: dict[str, Any]) -> None:
         self.messages.append(message)
         self._turn = None
+
+
+def _text(item: Mapping[str, Any], name: str, where: str) -> str:
+    """Of a field that an item must have, unlike one of a chat."""
+    if item.get(name) is None:
+        raise UsageError(f"{where}.{name} must be a string or a list of text parts.")
+    return text_of(item[name], f"{where}.{name}")
 
 
 def _call(item: Mapping[str, Any], where: str) -> dict[str, Any]:

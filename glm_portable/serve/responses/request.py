@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from glm_portable.serve.converted import Extensions, convert
+from glm_portable.serve.described import FORCED_CHOICE, SOME_TOOLS, STRING, rules, where
 from glm_portable.serve.fields import MAX_MESSAGES, PositiveCount, Seed
 from glm_portable.serve.protocol import ChatRequest, Strict
 from glm_portable.serve.responses.history import chat_messages
@@ -13,9 +14,12 @@ from glm_portable.serve.responses.schema import CHOICE, INPUT, TOOL
 from glm_portable.serve.tools import MAX_TOOLS
 
 _UNSUPPORTED = ("previous_response_id", "conversation", "background", "prompt", "top_logprobs")
+_LEFT_OUT: tuple[Any, ...] = (None, False, 0, "", [], {})
+_LOGPROBS = "message.output_text.logprobs"
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Metadata = Annotated[dict[str, str], Field(max_length=16)]
+Included = Annotated[str, WithJsonSchema(STRING | {"not": {"const": _LOGPROBS}})]
 
 
 def _input(value: Any) -> str | list[Any]:
@@ -58,6 +62,15 @@ class Reasoning(Strict):
 
 
 class TextFormat(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                where(type={"enum": ["text", "json_object"]}),
+                where(name=STRING, schema={"type": "object"}),
+            ]
+        }
+    )
+
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
@@ -83,6 +96,12 @@ class Text(Strict):
 class ResponsesRequest(Extensions):
     """POST /v1/responses"""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            FORCED_CHOICE | {"not": SOME_TOOLS}, unsupported=_UNSUPPORTED, empty=_LEFT_OUT
+        )
+    )
+
     model: str | None = None
     input: Annotated[str | list[Any], PlainValidator(_input), WithJsonSchema(INPUT)]
     instructions: str | None = None
@@ -102,7 +121,7 @@ class ResponsesRequest(Extensions):
     metadata: Metadata | None = None
     stream: bool | None = None
     store: bool | None = None
-    include: Annotated[list[str], Field(max_length=64)] | None = None
+    include: Annotated[list[Included], Field(max_length=64)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
 
     @model_validator(mode="before")
@@ -110,15 +129,15 @@ class ResponsesRequest(Extensions):
     def _refuse_unsupported(cls, body: Any) -> Any:
         """Nothing is stored, so there is nothing to go on from or to wait for."""
         for name in _UNSUPPORTED if isinstance(body, Mapping) else ():
-            if body.get(name):
+            if body.get(name) not in _LEFT_OUT:
                 raise ValueError(f"has {name}, which this server does not support; leave it out")
         return body
 
     @model_validator(mode="after")
     def _check_include(self) -> "ResponsesRequest":
-        if "message.output_text.logprobs" in (self.include or ()):
+        if _LOGPROBS in (self.include or ()):
             raise ValueError(
-                "asks to include message.output_text.logprobs, which this server does not support; "
+                f"asks to include {_LOGPROBS}, which this server does not support; "
                 "use /v1/chat/completions"
             )
         return self

@@ -1,65 +1,52 @@
-"""JSON Schemas of what the Responses API takes, for /openapi.json."""
+"""JSON Schemas of what the Responses API takes, for /openapi.json.
+
+Ids are not read: calls and their outputs belong together by their order.
+"""
 
 from typing import Any
 
-from glm_portable.serve.fields import MAX_MESSAGES
-
-
-def _object(kind: str, required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": ["type", *required],
-        "properties": {"type": {"const": kind}, **properties},
-    }
-
-
-_STRING = {"type": "string"}
-_NAME = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": r"^[^\s<>]+$"}
-
-
-def _texts(*kinds: str) -> dict[str, Any]:
-    parts = [_object(kind, ("text",), text=_STRING) for kind in kinds]
-    return {"type": "array", "items": {"anyOf": parts}}
-
-
-_MESSAGE = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {
-        "type": {"const": "message"},
-        "role": {"enum": ["user", "assistant", "system", "developer"]},
-        "content": {"anyOf": [_STRING, _texts("input_text", "output_text")]},
-    },
-}
-_OUTPUT = {"anyOf": [_STRING, _texts("input_text")]}
-_ITEM = {
-    "anyOf": [
-        _MESSAGE,
-        _object("reasoning", (), content=_texts("reasoning_text"), summary=_texts("summary_text")),
-        _object(
-            "function_call",
-            ("call_id", "name", "arguments"),
-            call_id=_STRING,
-            name=_STRING,
-            arguments={"const": "{}"},  # any object as JSON text, which a schema cannot say
-        ),
-        _object("function_call_output", ("call_id", "output"), call_id=_STRING, output=_OUTPUT),
-    ]
-}
-INPUT = {
-    "anyOf": [_STRING, {"type": "array", "items": _ITEM, "minItems": 1, "maxItems": MAX_MESSAGES}]
-}
-TOOL = _object(
-    "function",
-    ("name",),
-    name=_NAME,
-    description={"type": ["string", "null"]},
-    parameters={"type": ["object", "null"]},
-    strict={"type": ["boolean", "null"]},
+from glm_portable.serve.described import (
+    BOOLEAN_OR_NULL,
+    JSON_TEXT,
+    NAME,
+    STRING,
+    STRING_OR_NULL,
+    UNREAD,
+    any_of,
+    list_of,
+    record,
+    typed,
 )
-CHOICE = {
-    "anyOf": [
-        {"enum": ["none", "auto", "required", None]},
-        _object("function", ("name",), name=_NAME),
-    ]
-}
+from glm_portable.serve.fields import MAX_MESSAGES, TEXT_PARTS
+
+_TEXTS = any_of(STRING, list_of(*TEXT_PARTS))
+_THOUGHTS: dict[str, Any] = any_of(
+    STRING_OR_NULL,
+    list_of(
+        *TEXT_PARTS,
+        record(["type", "text"], type={"enum": ["reasoning_text", "summary_text"]}, text=STRING),
+    ),
+)
+_MESSAGE = record(
+    ["role", "content"],
+    type={"const": "message"},
+    role={"enum": ["user", "assistant", "system", "developer"]},
+    content=_TEXTS,
+)
+_REASONING = typed("reasoning", content=_THOUGHTS, summary=_THOUGHTS)
+_CALL = typed(
+    *("function_call", "name", "arguments"), call_id=UNREAD, name=STRING, arguments=JSON_TEXT
+)
+_OUTPUT = typed("function_call_output", "output", call_id=UNREAD, output=_TEXTS)
+INPUT = any_of(
+    STRING,
+    list_of(_MESSAGE, _REASONING, _CALL, _OUTPUT, minItems=1, maxItems=MAX_MESSAGES),
+)
+TOOL = typed(
+    *("function", "name"),
+    name=NAME,
+    description=STRING_OR_NULL,
+    parameters={"type": ["object", "null"]},
+    strict=BOOLEAN_OR_NULL,
+)
+CHOICE = any_of({"enum": ["none", "auto", "required", None]}, typed("function", "name", name=NAME))

@@ -31,7 +31,7 @@ class Format:
 
 
 # vLLM's names, and SGLang's.
-_FIELDS: dict[str, Kind] = {
+FIELDS: dict[str, Kind] = {
     "guided_json": "json_schema",
     "guided_regex": "regex",
     "guided_choice": "choice",
@@ -40,23 +40,29 @@ _FIELDS: dict[str, Kind] = {
     "regex": "regex",
     "ebnf": "grammar",
 }
-_STRUCTURED_OUTPUTS: dict[str, Kind] = {
+STRUCTURED_OUTPUTS: dict[str, Kind] = {
     "json": "json_schema",
     "regex": "regex",
     "choice": "choice",
     "grammar": "grammar",
 }
+FORMAT_FIELDS = ("response_format", "structured_outputs", *FIELDS)
 
-
-FORMAT_FIELDS = ("response_format", "structured_outputs", *_FIELDS)
+EMPTY: dict[Kind, tuple[Any, ...]] = {
+    "json_schema": (None, ""),
+    "regex": (None, ""),
+    "choice": (None, []),
+    "grammar": (None, ""),
+}
+"""What a field may hold that asks for nothing, as of forms that send all their fields."""
 
 
 def format_of(body: Mapping[str, Any]) -> Format | None:
     """The format that a request's fields ask for. Raises ApiError for a wrong or a second one."""
-    found = [Format(kind, name, body[name]) for name, kind in _FIELDS.items() if _given(body, name)]
-    if _given(body, "structured_outputs"):
+    found = _formats(body, FIELDS)
+    if body.get("structured_outputs") is not None:
         found += _structured_outputs(body["structured_outputs"])
-    if _given(body, "response_format"):
+    if body.get("response_format") is not None:
         found += _response_format(body["response_format"], "response_format")
     if len(found) > 1:
         names = " and ".join(format.field for format in found)
@@ -70,8 +76,39 @@ def text_format(value: Any, field: str = "text.format") -> Format | None:
     return found[0] if found else None
 
 
-def _given(body: Mapping[str, Any], name: str) -> bool:
-    return body.get(name) not in (None, "", [])
+def _formats(body: Mapping[str, Any], kinds: Mapping[str, Kind], place: str = "") -> list[Format]:
+    """Of the fields that ask for something."""
+    found = [
+        Format(kind, f"{place}{name}", body[name])
+        for name, kind in kinds.items()
+        if body.get(name) not in EMPTY[kind]
+    ]
+    for format in found:
+        check_value(format)
+    return found
+
+
+def check_value(format: Format) -> None:
+    """Whether the value is what a format of its kind can be made of. Raises ApiError."""
+    value = format.value
+    match format.kind:
+        case "json_schema" if value is not True and not isinstance(value, Mapping | str):
+            raise _error(format, "should be a JSON Schema, which is an object")
+        case "regex" if (problem := pattern_problem(value)) is not None:
+            raise _error(format, problem)
+        case "choice" if not _are_choices(value):
+            raise _error(
+                format, f"should be a list of 1 to {MAX_CHOICES} strings that are not empty"
+            )
+        case "grammar" if not isinstance(value, str) or len(value) > MAX_GRAMMAR:
+            raise _error(
+                format, f"should be a grammar of at most {MAX_GRAMMAR} characters in a string"
+            )
+
+
+def _are_choices(value: Any) -> bool:
+    listed = isinstance(value, list) and 1 <= len(value) <= MAX_CHOICES
+    return listed and all(isinstance(choice, str) and choice for choice in value)
 
 
 def _response_format(value: Any, field: str) -> list[Format]:
@@ -99,9 +136,12 @@ def _json_schema(value: Mapping[str, Any], field: str) -> Format:
     strict = inner.get("strict")
     if strict is not None and not isinstance(strict, bool):
         raise bad_request(f"{place}.strict should be true or false, not {brief(strict)}.", place)
-    # Without a schema any object will do, as at OpenAI; vLLM's users also write "schema_".
-    schema = inner.get("schema", {"type": "object"})
-    return Format("json_schema", f"{place}.schema", schema, bool(strict))
+    schema = inner.get("schema")
+    if schema is None:  # any object will do, as at OpenAI
+        schema = {"type": "object"}
+    format = Format("json_schema", f"{place}.schema", schema, bool(strict))
+    check_value(format)
+    return format
 
 
 def _structured_outputs(value: Any) -> list[Format]:
@@ -110,14 +150,11 @@ def _structured_outputs(value: Any) -> list[Format]:
         raise bad_request(f"{field} should be an object.", field)
     if value.get("structural_tag") is not None:
         raise bad_request(f"{field}.structural_tag is not supported.", field)
-    found = [
-        Format(kind, f"{field}.{name}", value[name])
-        for name, kind in _STRUCTURED_OUTPUTS.items()
-        if _given(value, name)
-    ]
-    return found + (
-        [Format("json_object", f"{field}.json_object")] if value.get("json_object") else []
-    )
+    found = _formats(value, STRUCTURED_OUTPUTS, f"{field}.")
+    wanted = value.get("json_object")
+    if not isinstance(wanted, bool | None):
+        raise bad_request(f"{field}.json_object should be true or false.", field)
+    return found + ([Format("json_object", f"{field}.json_object")] if wanted else [])
 
 
 def lark(format: Format, from_gbnf: Callable[[str], str]) -> str:
@@ -131,7 +168,7 @@ def lark(format: Format, from_gbnf: Callable[[str], str]) -> str:
         case "json_schema":
             return f"start: {grammar.json_value(_schema(format))}"
         case "regex":
-            return f"start: {grammar.regex(_pattern(format))}"
+            return f"start: {grammar.regex(format.value)}"
         case "choice":
             return f"start: CHOICE\nCHOICE: {_alternatives(format)}"
         case "grammar":
@@ -146,23 +183,14 @@ def _schema(format: Format) -> dict[str, Any]:
             schema = json.loads(schema)
         except (ValueError, RecursionError):
             raise _error(format, "should be a JSON Schema, and is not valid JSON") from None
+        if not isinstance(schema, Mapping) and schema is not True:
+            raise _error(format, "should be a JSON Schema, and is the JSON of something else")
     return checked(schema, format.field, format.strict)
 
 
-def _pattern(format: Format) -> str:
-    problem = pattern_problem(format.value)
-    if problem is not None:
-        raise _error(format, problem)
-    return str(format.value)
-
-
 def _alternatives(format: Format) -> str:
-    choices = format.value
-    fine = isinstance(choices, list) and all(isinstance(c, str) and c for c in choices)
-    if not fine or len(choices) > MAX_CHOICES:
-        raise _error(format, f"should be a list of 1 to {MAX_CHOICES} strings that are not empty")
-    check_size(choices, format.field)
-    return " | ".join(map(grammar.literal, choices))
+    check_size(format.value, format.field)
+    return " | ".join(map(grammar.literal, format.value))
 
 
 _STRINGS_AND_COMMENTS = re.compile(
@@ -173,9 +201,7 @@ _REFUSED = re.compile(r"[<~&@=]|%(?!ignore\b|import\b)\w*|::")
 
 def _grammar(format: Format, from_gbnf: Callable[[str], str]) -> str:
     """Lark as it is, or GBNF (`root ::= ...`) turned into it."""
-    text = format.value
-    if not isinstance(text, str) or len(text) > MAX_GRAMMAR:
-        raise _error(format, f"should be a grammar of at most {MAX_GRAMMAR} characters in a string")
+    text: str = format.value
     if "::=" in text:
         try:
             text = from_gbnf(text)

@@ -73,6 +73,7 @@ def arguments(layout: Layout = "glm47", **values: str) -> str:
 
 def error_of(format: Format) -> ApiError:
     try:
+        formats.check_value(format)
         formats.lark(format, str)
     except ApiError as error:
         return error
