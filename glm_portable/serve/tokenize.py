@@ -22,7 +22,6 @@ from glm_portable.serve.service import COUNTED, Service
 from glm_portable.serve.streaming import encode
 from glm_portable.serve.tools import Tools
 
-
 _EITHER = any_of(
     {"required": ["prompt"], "properties": {"prompt": STRING, "messages": NULL}},
     {"required": ["messages"], "properties": {"prompt": NULL, "messages": {"type": "array"}}},
