@@ -3,11 +3,11 @@
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from typing import Any
 
 from glm_portable.serve.generation import Generation
-from glm_portable.serve.streaming import EventStream
+from glm_portable.serve.streaming import Chunk, EventStream, TextEvent
 from glm_portable.serve.usage import Usage
 
 
@@ -36,13 +36,14 @@ class Answer(ABC):
         self._model, self._created = model, int(time.time())
         self._id = f"{self.id_prefix}-{secrets.token_hex(16)}"
         self._include_usage, self._continuous_usage = include_usage, continuous_usage
+        self._text_events: dict[Hashable, TextEvent] = {}
 
     @abstractmethod
     async def whole(self) -> dict[str, Any]:
         """The answer as one object, when it is complete. Raises ApiError."""
 
     @abstractmethod
-    def chunks(self) -> AsyncIterator[dict[str, Any]]:
+    def chunks(self) -> AsyncIterator[Chunk]:
         """The answer piece by piece. Raises ApiError."""
 
     def body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -53,6 +54,17 @@ class Answer(ABC):
         if self._include_usage:
             frame["usage"] = self.usage.body() if self._continuous_usage else None
         return frame
+
+    def text_chunk(
+        self, kind: Hashable, text: str, chunk: Callable[[str], dict[str, Any]]
+    ) -> Chunk:
+        """What `chunk` makes of the text; of each kind it makes the same but for the text."""
+        if self._continuous_usage:
+            return chunk(text)
+        event = self._text_events.get(kind)
+        if event is None:
+            event = self._text_events[kind] = TextEvent(chunk)
+        return event.of(text)
 
     def final_chunks(self) -> Iterator[dict[str, Any]]:
         """After the last choice: the count, if it was asked for."""

@@ -17,6 +17,7 @@ from glm_portable.serve.events import (
     fold,
 )
 from glm_portable.serve.logprobs import Vocabulary, chat_logprobs, prompt_logprobs
+from glm_portable.serve.streaming import Chunk
 
 
 class ChatAnswer(Answer):
@@ -42,10 +43,11 @@ class ChatAnswer(Answer):
 
     async def whole(self) -> dict[str, Any]:
         of_prompt: list[TokenLogprob] = []
-        async for choice, events, delta in self._conversation.take():
-            choice.events += events
-            choice.tokens += delta.logprobs
-            of_prompt += delta.prompt_logprobs
+        while await self.generation.wait():
+            for choice, events, delta in self._conversation.arrived():
+                choice.events += events
+                choice.tokens += delta.logprobs
+                of_prompt += delta.prompt_logprobs
         body = self.body([self._whole_choice(*pair) for pair in enumerate(self._choices)])
         count = self._prompt_logprobs
         if count is not None:
@@ -53,15 +55,32 @@ class ChatAnswer(Answer):
             body["prompt_logprobs"] = entries
         return body
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        async for choice, events, delta in self._conversation.take():
-            choice.tokens += delta.logprobs
-            for message in self._messages(choice, events):
-                yield self._chunk(choice, message)
-            if choice.finish_reason is not None:
-                yield self._chunk(choice, {}, last=True)
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        while await self.generation.wait():
+            for choice, events, delta in self._conversation.arrived():
+                choice.tokens += delta.logprobs
+                for chunk in self._next(choice, events):
+                    yield chunk
         for chunk in self.final_chunks():
             yield chunk
+
+    def _next(self, choice: ChatChoice, events: Sequence[Event]) -> Sequence[Chunk]:
+        """The chunks of one delta."""
+        if choice.started and not choice.tokens and choice.finish_reason is None:
+            match events:
+                case [Content() | Reasoning() as event]:
+                    return [self._text(choice, event)]
+        chunks = [self._chunk(choice, message) for message in self._messages(choice, events)]
+        last = choice.finish_reason is not None
+        return [*chunks, self._chunk(choice, {}, last=True)] if last else chunks
+
+    def _text(self, choice: ChatChoice, event: Content | Reasoning) -> Chunk:
+        kind = type(event)
+        return self.text_chunk(
+            (choice.index, kind),
+            event.text,
+            lambda text: self._chunk(choice, message_delta([kind(text)])),
+        )
 
     def _messages(self, choice: ChatChoice, events: Sequence[Event]) -> list[dict[str, Any]]:
         """The role goes out with the first token, not before: its time is the time to it."""
@@ -74,7 +93,7 @@ class ChatAnswer(Answer):
     ) -> dict[str, Any]:
         tokens, choice.tokens = choice.tokens, []
         body = {
-            "index": self._choices.index(choice),
+            "index": choice.index,
             "delta": message,
             "logprobs": self._logprobs_of(tokens) if tokens else None,
             "finish_reason": choice.finish_reason if last else None,

@@ -9,6 +9,7 @@ from glm_portable.engine.types import Delta
 from glm_portable.serve.answer import Answer
 from glm_portable.serve.generation import Generation
 from glm_portable.serve.logprobs import CompletionLogprobs, Vocabulary, joined, prompt_logprobs
+from glm_portable.serve.streaming import Chunk
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,27 @@ class CompletionChoice:
 
     def flush(self) -> dict[str, Any]:
         """The choice with what was taken since the last flush."""
+        return self.with_text(self.flush_text())
+
+    def flush_text(self) -> str:
+        text, self.text = "".join(self.text), []
+        return text
+
+    def with_text(self, text: str) -> dict[str, Any]:
         body = {
             "index": self.index,
-            "text": "".join(self.text),
+            "text": text,
             "logprobs": None if self.reported.logprobs is None else joined(self.pieces),
             "finish_reason": self.last.finish_reason,
             "stop_reason": self.last.stop_reason,
         }
-        self.text, self.pieces = [], []
+        self.pieces = []
         return body | self.of_prompt
+
+    @property
+    def only_text(self) -> bool:
+        """Whether nothing but text is new in what `flush` returns next."""
+        return self.reported.logprobs is None and self.last.finish_reason is None
 
     @property
     def worth_a_chunk(self) -> bool:
@@ -114,25 +127,35 @@ class CompletionAnswer(Answer):
         self._counts = reported.answer
 
     async def whole(self) -> dict[str, Any]:
-        async for _ in self._take():
-            pass
+        while await self.generation.wait():
+            for index, delta in self.generation.arrived():
+                await self._take(index, delta)
         return self.body([choice.flush() for choice in self._choices])
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        async for choice in self._take():
-            if choice.worth_a_chunk:
-                yield self.chunk([choice.flush()])
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        while await self.generation.wait():
+            for index, delta in self.generation.arrived():
+                choice = await self._take(index, delta)
+                if choice.worth_a_chunk:
+                    yield self._next(choice)
         for chunk in self.final_chunks():
             yield chunk
 
-    async def _take(self) -> AsyncIterator[CompletionChoice]:
-        async for index, delta in self.generation.deltas():
-            choice = self._choices[index]
-            if self._counts:
-                same_prompt = index > 0 and self._choices[index - 1].prompt is choice.prompt
-                self.usage.count(delta, first=not same_prompt)
-            if delta.prompt_logprobs:  # of up to a whole window
-                await asyncio.to_thread(choice.take, delta)
-            else:
-                choice.take(delta)
-            yield choice
+    def _next(self, choice: CompletionChoice) -> Chunk:
+        if not choice.only_text:
+            return self.chunk([choice.flush()])
+        text = choice.flush_text()
+        return self.text_chunk(
+            choice.index, text, lambda text: self.chunk([choice.with_text(text)])
+        )
+
+    async def _take(self, index: int, delta: Delta) -> CompletionChoice:
+        choice = self._choices[index]
+        if self._counts:
+            same_prompt = index > 0 and self._choices[index - 1].prompt is choice.prompt
+            self.usage.count(delta, first=not same_prompt)
+        if delta.prompt_logprobs:  # of up to a whole window
+            await asyncio.to_thread(choice.take, delta)
+        else:
+            choice.take(delta)
+        return choice

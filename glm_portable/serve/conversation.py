@@ -1,7 +1,7 @@
 """A conversation and its next turn, for whichever API it came through."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from glm_portable.engine.types import Delta, TokenLogprob, joined
@@ -30,6 +30,7 @@ class ChatChoice:
     """
 
     parser: Parser
+    index: int = 0
     prefix: str = ""
     single_call: bool = False
     started: bool = False
@@ -67,16 +68,16 @@ class ChatChoice:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One whose choices are being generated; `take` may be read once."""
+    """One whose choices are being generated."""
 
     model: str
     generation: Generation
     choices: Sequence[ChatChoice]
     usage: Usage
 
-    async def take(self) -> AsyncIterator[tuple[ChatChoice, list[Event], Delta]]:
-        """What comes of each delta, until every choice has ended. Raises ApiError."""
-        async for index, delta in self.generation.deltas():
+    def arrived(self) -> Iterator[tuple[ChatChoice, list[Event], Delta]]:
+        """What comes of each delta that is there. Raises ApiError."""
+        for index, delta in self.generation.arrived():
             choice = self.choices[index]
             events: list[Event] = []
             parts = delta.parts or (delta,)
@@ -114,7 +115,7 @@ async def start(service: Service, request: ChatRequest) -> Conversation:
     return Conversation(
         model,
         service.generate([Job(ids, params, **request.scheduling) for params in choices]),
-        [_choice(request, found) for _ in choices],
+        [_choice(request, found, index) for index in range(len(choices))],
         Usage([prompt.token_ids], reasoning=0),
     )
 
@@ -137,10 +138,11 @@ def render(service: Service, request: ChatRequest, limit: Limit) -> Prompt:
         raise from_usage_error(error) from None
 
 
-def _choice(request: ChatRequest, found: Constrained) -> ChatChoice:
+def _choice(request: ChatRequest, found: Constrained, index: int) -> ChatChoice:
     tools, prompt = request.tools if request.choice.mode != "none" else None, found.prompt
     return ChatChoice(
         Parser(tools, starts_in_reasoning=prompt.starts_in_reasoning, thinking=prompt.thinking),
+        index,
         prefix=found.prefix,
         single_call=request.choice.mode == "named" or request.parallel_tool_calls is False,
     )

@@ -1,7 +1,8 @@
 """The bridge from the engine's thread to the server's event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -54,9 +55,10 @@ class Generation:
     """The choices of one HTTP request, generated together.
 
     Used as `async with`: whatever has not ended when the block is left, for any reason, is
-    cancelled. Deltas wait in a queue of their own, so a slow client never holds the engine; the
-    queue is bounded by the length of the answers. before_waiting: called when no delta is left, so
-    that whoever sends them can gather those that came together.
+    cancelled. Read as `while await generation.wait(): for index, delta in generation.arrived()`.
+    Deltas wait in a queue of their own, so a slow client never holds the engine; the queue is
+    bounded by the length of the answers. before_waiting: called when no delta is left, so that
+    whoever sends them can gather those that came together.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Generation:
     ) -> None:
         """`registry` holds this object from its start to its end. mailbox: of the running loop.
 
-        timeout_s: after which `deltas` raises.
+        timeout_s: after which `arrived` raises.
         """
         self._engine, self._jobs, self._registry = engine, jobs, registry
         self._mailbox, self._timeout_s = mailbox, timeout_s
@@ -78,7 +80,8 @@ class Generation:
         self._given_up = unavailable(
             "The server stopped before the answer was complete; send it again."
         )
-        self._queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+        self._queue: deque[tuple[int, Delta]] = deque()
+        self._waiter: asyncio.Future[None] | None = None
         self._running: dict[int, Any] = {}
         self.before_waiting: Callable[[], Awaitable[None]] = _nothing
 
@@ -109,17 +112,30 @@ class Generation:
             raise
 
     def _receiver(self, index: int) -> Callable[[Delta], None]:
-        return lambda delta: self._mailbox.put(self._queue.put_nowait, (index, delta))
+        return lambda delta: self._mailbox.put(self._receive, (index, delta))
 
-    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
-        """(choice, delta) as they come, until every choice has ended.
+    def _receive(self, item: tuple[int, Delta]) -> None:
+        self._queue.append(item)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():  # done: whoever waited was cancelled
+            waiter.set_result(None)
+
+    async def wait(self) -> bool:
+        """Wait until something has arrived. False: every choice has ended."""
+        while self._running and not self._queue:
+            await self.before_waiting()
+            if not self._queue:
+                self._waiter = self._mailbox.loop.create_future()
+                await self._waiter
+        return bool(self._running)
+
+    def arrived(self) -> Iterator[tuple[int, Delta]]:
+        """(choice, delta) of all that is there, of choices that have not ended.
 
         Raises ApiError when the engine failed or gave up a choice.
         """
-        while self._running:
-            if self._queue.empty():
-                await self.before_waiting()
-            index, delta = await self._queue.get()
+        while self._queue:
+            index, delta = self._queue.popleft()
             if index not in self._running:
                 continue
             if self._exchange is not None:
@@ -130,7 +146,7 @@ class Generation:
             yield index, delta
 
     def stop(self, index: int) -> None:
-        """End one choice early; no further delta of it is delivered."""
+        """End one choice early; no further delta of it arrives."""
         if index in self._running:
             self._engine.cancel(self._running.pop(index))
 
@@ -143,10 +159,10 @@ class Generation:
             self.stop(index)
 
     def abort(self, error: ApiError | None = None) -> None:
-        """Make `deltas` raise this: the server cannot wait for the rest."""
+        """Make `arrived` raise this: the server cannot wait for the rest."""
         self._given_up = error or self._given_up
         for index in self._running:
-            self._queue.put_nowait((index, Delta(finish_reason="abort")))
+            self._receive((index, Delta(finish_reason="abort")))
 
     def _raise_failure(self, delta: Delta) -> None:
         if delta.finish_reason == "abort":

@@ -91,8 +91,9 @@ class SelfTest:
         mailbox = Mailbox(asyncio.get_running_loop())
         async with Generation(engine, [self._job], set(), mailbox) as generation:
             generation.start()
-            async for _, delta in generation.deltas():
-                found += delta.logprobs
+            while await generation.wait():
+                for _, delta in generation.arrived():
+                    found += delta.logprobs
         return tuple(found)
 
     def _compare(self, now: tuple[TokenLogprob, ...]) -> Outcome:

@@ -43,9 +43,10 @@ def sent(script: Callable[[Scripted, Callable[[int], Any]], Any]) -> list[bytes]
         generation.start()
 
         async def chunks() -> Any:
-            async for _, delta in generation.deltas():
-                if delta.text:  # others are held back, as a part of a tool call is
-                    yield {"text": delta.text}
+            while await generation.wait():
+                for _, delta in generation.arrived():
+                    if delta.text:  # others are held back, as a part of a tool call is
+                        yield {"text": delta.text}
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.body":

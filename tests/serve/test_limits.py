@@ -1,5 +1,6 @@
 """Queue, rate and time limits, keys from a file, TLS, and clients that do not read."""
 
+import asyncio
 import json
 import shutil
 import ssl
@@ -7,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anthropic
@@ -219,6 +221,31 @@ def test_a_slow_reader_is_not_cut() -> None:
     assert transport.aborted
     protocol.resume_writing()
     assert clock.calls == []
+
+
+def test_a_stream_waits_for_a_slow_reader() -> None:
+    """Nothing is added to a buffer that is full, and nothing written for a client that is gone."""
+    kind: Any = limited_protocol(ServerSettings())
+    protocol, written = kind.__new__(kind), list[bytes]()
+    protocol.transport = SimpleNamespace(write=written.append)
+    protocol.cycle = SimpleNamespace(
+        disconnected=False, response_started=True, response_complete=False
+    )
+
+    async def write_three() -> None:
+        protocol.flow = FlowControl(protocol.transport)
+        await protocol._write_piece(b"first")
+        protocol.flow.pause_writing()
+        writing = asyncio.create_task(protocol._write_piece(b"second"))
+        await asyncio.sleep(0)
+        assert written == [b"5\r\nfirst\r\n"] and not writing.done()
+        protocol.flow.resume_writing()
+        await writing
+        protocol.cycle.disconnected = True
+        await protocol._write_piece(b"third")
+
+    asyncio.run(write_three())
+    assert written == [b"5\r\nfirst\r\n", b"6\r\nsecond\r\n"]
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,14 @@
 
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from glm_portable.serve.anthropic.errors import error_body
 from glm_portable.serve.blocks import Block, Blocks, Change, Grown, Opened
 from glm_portable.serve.conversation import ChatChoice, Conversation
 from glm_portable.serve.errors import ApiError
-from glm_portable.serve.streaming import EventStream, event
+from glm_portable.serve.streaming import Chunk, EventStream, event
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -42,29 +42,31 @@ class MessageAnswer:
 
     async def whole(self) -> dict[str, Any]:
         """The message, when it is complete. Raises ApiError."""
-        async for _ in self._changes():
-            pass
+        while await self.generation.wait():
+            for _ in self._changes():
+                pass
         content = [_block(block, whole=True) for block in self._blocks.found]
         return self._message(content) | _ending(self._conversation.choices[0])
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self) -> AsyncIterator[Chunk]:
         """The events. Raises ApiError."""
         begun = False
-        async for changes in self._changes():
-            if not begun:  # with the first token, whose time clients measure
-                begun = True
-                yield {"type": "message_start", "message": self._message([])}
-                yield {"type": "ping"}
-            for change in changes:
-                for item in _events(change):
-                    yield item
+        while await self.generation.wait():
+            for changes in self._changes():
+                if not begun:  # with the first token, whose time clients measure
+                    begun = True
+                    yield {"type": "message_start", "message": self._message([])}
+                    yield {"type": "ping"}
+                for change in changes:
+                    for item in _events(change):
+                        yield item
         ending = _ending(self._conversation.choices[0])
         yield {"type": "message_delta", "delta": ending, "usage": self._usage()}
         yield {"type": "message_stop"}
 
-    async def _changes(self) -> AsyncIterator[list[Change]]:
-        """Those of each delta, the last of which closes what is open."""
-        async for choice, events, _ in self._conversation.take():
+    def _changes(self) -> Iterator[list[Change]]:
+        """Those of each delta that is there; the last one closes what is open."""
+        for choice, events, _ in self._conversation.arrived():
             changes = list(self._blocks.take(events))
             if choice.finish_reason is not None:
                 changes += self._blocks.close()

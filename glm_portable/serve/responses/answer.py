@@ -4,14 +4,15 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from glm_portable.serve.blocks import Blocks, Closed
 from glm_portable.serve.conversation import Conversation
 from glm_portable.serve.errors import ApiError, internal_error
+from glm_portable.serve.events import Event
 from glm_portable.serve.responses.items import Items, Status
-from glm_portable.serve.streaming import EventStream, event
+from glm_portable.serve.streaming import Chunk, EventStream, event
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,13 @@ class ResponseAnswer:
 
     async def whole(self) -> dict[str, Any]:
         """The response, when it is complete. Raises ApiError."""
-        async for _, events, _ in self._conversation.take():
-            for _ in self._blocks.take(events):
-                pass
+        while await self.generation.wait():
+            for _, events, _ in self._conversation.arrived():
+                for _ in self._blocks.take(events):
+                    pass
         return self._ended()
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self) -> AsyncIterator[Chunk]:
         """The events, numbered; a failure is one of them."""
         numbers = itertools.count()
         async for found in self._events():
@@ -58,14 +60,9 @@ class ResponseAnswer:
         yield {"type": "response.created", "response": begun}
         yield {"type": "response.in_progress", "response": begun}
         try:
-            async for _, events, _ in self._conversation.take():
-                changes = list(self._blocks.take(events))
-                if self._choice.finish_reason is not None:
-                    changes += self._blocks.close()
-                for change in changes:
-                    last = isinstance(change, Closed) and change is changes[-1]
-                    status = self._last_status if last else "completed"
-                    for found in self._items.events(change, status):
+            while await self.generation.wait():
+                for _, events, _ in self._conversation.arrived():
+                    for found in self._of(events):
                         yield found
             ended = self._ended()
         except ApiError as error:
@@ -74,6 +71,15 @@ class ResponseAnswer:
             log.exception("a stream failed")
             ended = self._failed(internal_error())
         yield {"type": f"response.{ended['status']}", "response": ended}
+
+    def _of(self, events: Sequence[Event]) -> Iterator[dict[str, Any]]:
+        """What streams the events of one delta, the last of which closes what is open."""
+        changes = list(self._blocks.take(events))
+        if self._choice.finish_reason is not None:
+            changes += self._blocks.close()
+        for change in changes:
+            last = isinstance(change, Closed) and change is changes[-1]
+            yield from self._items.events(change, self._last_status if last else "completed")
 
     @property
     def _last_status(self) -> Status:
