@@ -85,13 +85,13 @@ class OneByOne:
         experts_TK: Tensor,
     ) -> Tensor:
         """Row by row."""
-        rows = zip(_rows(x_TD), weights_TK.split(1), experts_TK.split(1), strict=True)
+        rows = zip(_rows(x_TD), torch.split(weights_TK, 1), torch.split(experts_TK, 1), strict=True)
         return torch.cat([self._ops.experts(x, gate_up_E2FD, down_EDF, w, e) for x, w, e in rows])
 
 
 def _rows(x: Tensor) -> list[Tensor]:
     """In memory of their own: some libraries compute by the alignment."""
-    return [row.clone() for row in x.split(1)]
+    return [row.clone() for row in torch.split(x, 1)]
 
 
 def _steps(step: Step) -> Iterator[Step]:

@@ -148,9 +148,7 @@ def choose(logits_TE: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor,
     return choose_scored(logits_TE.sigmoid(), bias_E, cfg)
 
 
-def choose_scored(
-    scores: Tensor, bias_E: Tensor, cfg: ModelConfig
-) -> tuple[Tensor, Tensor]:
+def choose_scored(scores: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor, Tensor]:
     """The part of `route` that follows the sigmoid."""
     choice = scores + bias_E.to(scores.dtype)
     if cfg.n_group > 1:

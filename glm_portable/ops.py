@@ -327,6 +327,17 @@ def batch_invariant(backend: Ops) -> Ops | None:
     return found
 
 
+def promising(backend: Ops) -> Ops:
+    """What `batch_invariant` finds. Raises UsageError if that is nothing."""
+    found = batch_invariant(backend)
+    if found is None:
+        raise UsageError(
+            f"backend {backend.name!r} does not promise a token the same bits in any company: use "
+            "one that does, such as cpu, or do without deterministic inference."
+        )
+    return found
+
+
 def names() -> list[str]:
     """The backends this installation has."""
     package = importlib.import_module("glm_portable.backends")

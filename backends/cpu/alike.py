@@ -110,7 +110,7 @@ def _experts_apart(
     """Each chosen expert once, of quantised rows; then the sums in float32, choice by choice."""
     y_TKD = x_TD.new_zeros(*experts_TK.shape, x_TD.shape[1])
     here_TK = (experts_TK >= 0) & (experts_TK < len(gate_up.data))
-    for e in experts_TK[here_TK].unique().tolist():
+    for e in sorted(set(experts_TK[here_TK].tolist())):
         tokens, choices = (experts_TK == e).nonzero(as_tuple=True)
         hidden = silu_mul(_matmul(x_TD[tokens], gate_up.packed[e]))
         y_TKD[tokens, choices] = _matmul(_quantize(hidden, down), down.packed[e])
@@ -128,7 +128,7 @@ def _matmul(
         return matrix_NR.multiply(x_TR, bias_N)
     count = len(x_TR)
     padded = F.pad(x_TR, (0, 0, 0, -count % ROWS))
-    blocks = [cpu.matmul(x.clone(), matrix_NR, bias_N) for x in padded.split(ROWS)]
+    blocks = [cpu.matmul(x.clone(), matrix_NR, bias_N) for x in torch.split(padded, ROWS)]
     return (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[:count]
 
 
@@ -139,7 +139,7 @@ def _by_rows(function: Callable[[Tensor], Tensor], x_TN: Tensor, width: int) -> 
     width: numbers of a row.
     """
     rows = max(1, ONE_THREAD // (width + 1))
-    return torch.cat([function(part) for part in x_TN.split(rows)])
+    return torch.cat([function(part) for part in torch.split(x_TN, rows)])
 
 
 def _quantize(x_TR: Tensor, w: Weight) -> Tensor:

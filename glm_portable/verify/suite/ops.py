@@ -45,8 +45,8 @@ def check(
     again: bool = True,
     known: Yardstick = yardstick,
 ) -> Iterator[Check]:
-    """Each case in turn. again: whether to run it twice, and parts of it without their neighbours. known:
-    where the reference's results come from, for who judges many backends."""
+    """Each case in turn. again: whether to run it twice, and parts of it without their
+    neighbours. known: where the reference's results come from, for who judges many backends."""
     for case in cases:
         begin = time.perf_counter()
         found = _check(ops, case, seed, dtype, again, known)
