@@ -121,7 +121,7 @@ def compute(
     parallel: Parallel, groups: int, folder: Path, fault: str = "", **options: Any
 ) -> tuple[Outputs, list[str]]:
     """One rank's outputs, which all ranks have, and what it exchanged."""
-    ours = Faulty(parallel.rank, parallel.size, groups, parallel.group, fault)
+    ours = Faulty(parallel.rank, parallel.size, groups, parallel.group, fault=fault)
     return outputs(load(ours, folder, **options)), ours.seen
 
 
