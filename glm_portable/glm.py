@@ -121,8 +121,8 @@ class GLM:
         bit of an answer may depend on other requests and on what was cached, where the backend can
         promise that; else prompts are read in units (see `EngineLimits`). virtual: a chip to
         simulate, on which the backend computes. parallel: this process's place among several that
-        each load their part. on_bytes is called with (bytes just read, bytes in all), on_note with what a person should
-        know of the conversion and of the cache.
+        each load their part. on_bytes is called with (bytes just read, bytes in all), on_note with
+        what a person should know of the conversion and of the cache.
         Raises UsageError for whatever cannot be loaded.
         """
         if isinstance(speculative_config, Mapping):
