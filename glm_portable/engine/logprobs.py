@@ -44,7 +44,7 @@ def _largest(x_RV: Tensor, counts: Sequence[int]) -> tuple[list[list[int]], list
     for count in set(counts):
         rows = [row for row, asked in enumerate(counts) if asked == count]
         found = x_RV[rows].topk(min(count, x_RV.shape[1]), dim=-1)
-        for row, places, numbers in zip(rows, *map(Tensor.tolist, found), strict=True):
+        for row, numbers, places in zip(rows, *map(Tensor.tolist, found), strict=True):
             ids[row], values[row] = places, numbers
     return ids, values
 
