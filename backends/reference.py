@@ -2,15 +2,18 @@
 by, BF16 to compare rounding with). Reductions that the model defines in float32 are at least that.
 """
 
+import sys
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glm_portable.backends._host import processor
+from glm_portable.backends._one_by_one import OneByOne
 from glm_portable.config import ModelConfig
-from glm_portable.ops import KVCache, Step, Weight
+from glm_portable.ops import KVCache, Ops, Step, Weight
 
 name = "reference"
 device = torch.device("cpu")
@@ -22,6 +25,11 @@ FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 def describe() -> dict[str, str]:
     """The processor."""
     return {"chip": processor()}
+
+
+def rows_alike() -> Ops:
+    """These, of one token after the other."""
+    return OneByOne(cast(Ops, sys.modules[__name__]), describe)
 
 
 def pack(w: Weight) -> Weight:
@@ -137,7 +145,11 @@ def route(x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tu
 
 def choose(logits_TE: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor, Tensor]:
     """The part of `route` that follows the gate's product."""
-    scores = logits_TE.sigmoid()
+    return choose_scored(logits_TE.sigmoid(), bias_E, cfg)
+
+
+def choose_scored(scores: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor, Tensor]:
+    """The part of `route` that follows the sigmoid."""
     choice = scores + bias_E.to(scores.dtype)
     if cfg.n_group > 1:
         groups = choice.view(len(choice), cfg.n_group, -1)

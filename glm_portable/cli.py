@@ -149,7 +149,8 @@ def limit_options(command: F) -> F:
             option(
                 "--enable-deterministic-inference",
                 is_flag=True,
-                help="Read prompts in units of 64 tokens, so that what was cached changes no bit.",
+                help="Let no bit of an answer depend on what was cached; on cpu and reference "
+                "nor on other requests. Slower.",
             ),
             option(
                 "--gpu-memory-utilization",

@@ -58,6 +58,8 @@ def run_server(
     named = bool(options["served_model_name"])
     settings = take_settings(options)
     limit_options = _limit_options(**limit_options)
+    asked = limit_options["enable_deterministic_inference"]
+    options["enable_deterministic_inference"] = asked  # decides what computes, too
     tracing = Tracing.to(otlp_traces_endpoint)
     sock = bind(settings)  # a taken port shows before the loading
     size = tensor_parallel_size

@@ -77,9 +77,11 @@ class GLM:
         max_model_len: int | None = None,
         speculative: SpeculativeConfig | None = None,
         simulated: bool = False,
+        deterministic: bool = False,
     ) -> None:
         self.name, self.folder, self.model = name, folder, model
         self._max_model_len, self._simulated = max_model_len, simulated
+        self._deterministic = deterministic
         self.speculative = speculative
         self.tokenizer = Tokenizer.load(folder, model.config)
         self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
@@ -101,6 +103,7 @@ class GLM:
         max_model_len: int | None = None,
         kv_cache_dtype: str = "auto",
         speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None,
+        enable_deterministic_inference: bool = False,
         virtual: str | None = None,
         parallel: Parallel = SINGLE,
         on_bytes: Callable[[int, int], None] | None = None,
@@ -114,10 +117,12 @@ class GLM:
         router biases. max_model_len: the window that `generate` has room for, the model's own if
         None. kv_cache_dtype: auto (the model's), bfloat16, or fp8 (also fp8_e4m3).
         speculative_config: what to draft with the MTP layer, as for vLLM:
-        {"method": "mtp", "num_speculative_tokens": 1}. virtual: a chip to simulate, on which the
-        backend computes. parallel: this process's place among several that each load their part.
-        on_bytes is called with (bytes just read, bytes in all), on_note with what a person should
-        know of the conversion and of the cache.
+        {"method": "mtp", "num_speculative_tokens": 1}. enable_deterministic_inference: whether no
+        bit of an answer may depend on other requests and on what was cached, where the backend can
+        promise that; else prompts are read in units (see `EngineLimits`). virtual: a chip to
+        simulate, on which the backend computes. parallel: this process's place among several that
+        each load their part. on_bytes is called with (bytes just read, bytes in all), on_note with
+        what a person should know of the conversion and of the cache.
         Raises UsageError for whatever cannot be loaded.
         """
         if isinstance(speculative_config, Mapping):
@@ -125,6 +130,9 @@ class GLM:
         folder = pocket.FOLDER if model is None else hub.resolve(str(model), revision)
         config = ModelConfig.load(folder)
         chosen = ops.load(backend) if virtual is None else connect(backend, virtual)
+        if enable_deterministic_inference:
+            chosen = ops.batch_invariant(chosen) or chosen
+            parallel = replace(parallel, in_order=True)
         weights = Checkpoint(
             folder,
             config,
@@ -158,6 +166,7 @@ class GLM:
             max_model_len=max_model_len,
             speculative=speculative_config,
             simulated=virtual is not None,
+            deterministic=enable_deterministic_inference,
         )
 
     def logits(self, ids: Sequence[int]) -> Tensor:
@@ -247,6 +256,7 @@ class GLM:
         memory_bytes: of the KV cache on this rank; for the other ways to say how large it is, and
         what it is by default, see `MemoryOptions`. Ranks on the host share its memory. model: what
         computes a step to measure its memory, if another than this rank's alone.
+        enable_deterministic_inference: also where `load` was not told so.
         """
         device, parallel = self.model.ops.device, self.model.parallel
         options = MemoryOptions(
@@ -286,7 +296,8 @@ class GLM:
             enable_prefix_caching=enable_prefix_caching,
             enable_chunked_prefill=enable_chunked_prefill,
             scheduling_policy=scheduling_policy,
-            enable_deterministic_inference=enable_deterministic_inference,
+            enable_deterministic_inference=enable_deterministic_inference or self._deterministic,
+            batch_invariant=getattr(self.model.ops, "batch_invariant", False),
         )
         size = limits.num_pages * page_bytes(config, page_size, itemsize)
         if size > free - step:

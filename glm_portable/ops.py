@@ -316,6 +316,28 @@ def collectives(backend: Ops) -> str:
     return "gloo" if on_host else str(getattr(backend, "collectives", "gloo"))
 
 
+def batch_invariant(backend: Ops) -> Ops | None:
+    """It, or its function `rows_alike`, whose every row has the same bits in any company.
+
+    What promises that has an attribute `batch_invariant` that is true. None: it cannot.
+    """
+    if getattr(backend, "batch_invariant", False):
+        return backend
+    found: Ops | None = getattr(backend, "rows_alike", lambda: None)()
+    return found
+
+
+def promising(backend: Ops) -> Ops:
+    """What `batch_invariant` finds. Raises UsageError if that is nothing."""
+    found = batch_invariant(backend)
+    if found is None:
+        raise UsageError(
+            f"backend {backend.name!r} does not promise a token the same bits in any company: use "
+            "one that does, such as cpu, or do without deterministic inference."
+        )
+    return found
+
+
 def names() -> list[str]:
     """The backends this installation has."""
     package = importlib.import_module("glm_portable.backends")

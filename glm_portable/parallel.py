@@ -62,18 +62,24 @@ class Parallel:
     expert_groups: into how many groups the routed experts are dealt, 1 for tensor parallelism and
     `size` for expert parallelism; the size / expert_groups ranks with the same experts hold a slice
     of each. group: of torch.distributed, over all ranks; None is its default one.
+    in_order: whether sums are taken from the first rank to the last; collectives take them in an
+    order that depends on a number's place among all that they sum at once.
     """
 
     rank: int = 0
     size: int = 1
     expert_groups: int = 1
     group: dist.ProcessGroup | None = None
+    in_order: bool = False
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's x. May write into x."""
         if self.size == 1:
             return x
         x = x.contiguous()
+        if self.in_order:
+            first, *others = self._gathered(x)
+            return sum(others, start=first)
         dist.all_reduce(x, group=self.group)
         return x
 
@@ -81,9 +87,12 @@ class Parallel:
         """Every rank's x (T, N), one beside the other: (T, size * N)."""
         if self.size == 1:
             return x
+        return torch.cat(self._gathered(x.contiguous()), dim=1)
+
+    def _gathered(self, x: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous(), group=self.group)
-        return torch.cat(parts, dim=1)
+        dist.all_gather(parts, x, group=self.group)
+        return parts
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's x, written into that of the others."""

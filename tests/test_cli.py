@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from glm_portable import commands
 from glm_portable.cli import main
+from glm_portable.errors import UsageError
 
 
 def run(*arguments: str, text: str | None = None, env: dict[str, str] | None = None) -> Result:
@@ -146,6 +147,7 @@ def test_chat_ends_with_the_input() -> None:
         (["--kv-cache-memory-bytes", "5"], {"memory_bytes": 5}),
         (["--gpu-memory-utilization", "0.5"], {"gpu_memory_utilization": 0.5}),
         (["--scheduling-policy", "priority"], {"scheduling_policy": "priority"}),
+        (["--enable-deterministic-inference"], {"enable_deterministic_inference": True}),
     ],
 )
 def test_names_of_vllm_and_sglang_say_how_large_and_in_what_order(
@@ -160,3 +162,16 @@ def test_names_of_vllm_and_sglang_say_how_large_and_in_what_order(
     monkeypatch.setattr(commands, "run_server", run_server)
     assert run("serve", *arguments).exit_code == 0
     assert {key: asked[key] for key in expected} == expected
+
+
+def test_deterministic_inference_decides_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def load(model: str | None, **options: Any) -> None:
+        asked.append(options["enable_deterministic_inference"])
+        raise UsageError("enough seen")
+
+    monkeypatch.setattr(commands, "load_with_progress", load)
+    for arguments in ([], ["--enable-deterministic-inference"]):
+        assert run("serve", "--port", "0", *arguments).exit_code == 2
+    assert asked == [False, True]

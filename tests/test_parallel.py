@@ -121,7 +121,7 @@ def compute(
     parallel: Parallel, groups: int, folder: Path, fault: str = "", **options: Any
 ) -> tuple[Outputs, list[str]]:
     """One rank's outputs, which all ranks have, and what it exchanged."""
-    ours = Faulty(parallel.rank, parallel.size, groups, parallel.group, fault)
+    ours = Faulty(parallel.rank, parallel.size, groups, parallel.group, fault=fault)
     return outputs(load(ours, folder, **options)), ours.seen
 
 
@@ -155,6 +155,24 @@ def test_logits_of_a_split_model(ranks: Ranks, folder: Path, size: int, groups: 
     for answer, _ in found:
         assert judge(answer, plain, exact) == []
         assert all(torch.equal(a, b) for a, b in zip(answer, found[0][0], strict=True))
+
+
+def sums(parallel: Parallel, in_order: bool) -> tuple[Tensor, Tensor]:
+    """Of every rank's rows together, and one by one."""
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(parallel.rank))
+    ours = replace(parallel, in_order=in_order)
+    together = ours.all_reduce(x.clone())
+    return together, torch.cat([ours.all_reduce(row.clone()) for row in torch.split(x, 1)])
+
+
+def test_sums_in_order_do_not_depend_on_other_rows(ranks: Ranks) -> None:
+    size = 4
+    for together, alone in ranks.run(size, sums, True):
+        assert torch.equal(together, alone)
+    exact, found = torch.zeros(5, 64), ranks.run(size, sums, True)[0][0]
+    for rank in range(size):
+        exact += torch.randn(5, 64, generator=torch.Generator().manual_seed(rank))
+    assert torch.equal(found, exact)
 
 
 def test_a_head_that_is_the_embedding(ranks: Ranks, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ BF16 on a processor with AVX512-BF16 runs on our own kernel (`native.cpp`), whic
 makes at the first start: routed experts are one call, and a row's result is the same in every bit
 whatever rows are beside it. Other types, and machines without the compiler or the instructions,
 use oneDNN's blocked layout, where neighbours change a row through the blocking of the products,
-which oneDNN picks by the number of rows. `kernel()` tells which of the two it is.
+which oneDNN picks by the number of rows; `rows_alike()` is the backend that does without that.
+`kernel()` tells which of the two it is.
 
 The packed weight is kept instead of the plain one. Sums over a token's experts run in its own
 order of choice.
@@ -14,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from ctypes import CDLL
 from dataclasses import replace
+from importlib import import_module
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +33,11 @@ from glm_portable.backends.reference import (
     silu_mul,
 )
 from glm_portable.config import ModelConfig
-from glm_portable.ops import KVCache, Step, Weight
+from glm_portable.ops import KVCache, Ops, Step, Weight
 
 __all__ = [
     "attend", "describe", "device", "experts", "kernel", "linear", "name", "pack", "page_size",
-    "rms_norm", "rope_store", "route", "silu_mul",
+    "rms_norm", "rope_store", "route", "rows_alike", "silu_mul",
 ]  # fmt: skip
 
 name = "cpu"
@@ -55,6 +58,11 @@ FEW_TOKENS = 16
 def kernel() -> str:
     """What multiplies BF16 matrices here; builds the native kernel if that has not been done."""
     return "oneDNN" if native.library() is None else "native AVX512-BF16"
+
+
+def rows_alike() -> Ops:
+    """This backend, but that a row's bits do not depend on the rows beside it."""
+    return cast(Ops, import_module("glm_portable.backends.cpu.alike"))
 
 
 def describe() -> dict[str, str]:
@@ -78,7 +86,7 @@ def pack(w: Weight) -> Weight:
 
 def linear(x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Tensor:
     """One product with the packed matrix, the bias inside."""
-    return _matmul(_quantize(x_TR, w), w.packed, bias_N)
+    return matmul(_quantize(x_TR, w), w.packed, bias_N)
 
 
 def route(x_TD: Tensor, gate_ED: Tensor, bias_E: Tensor, cfg: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -107,7 +115,7 @@ def attend(q_THC: Tensor, cache: KVCache, step: Step, scale: float) -> Tensor:
     suited = types == {torch.bfloat16} and q_THC.shape[2] % 32 == 0
     library = native.library() if suited else None
     if library is not None:
-        return _attend_native(library, q_THC, cache, step, few, scale, out)
+        return attend_native(library, q_THC, cache, step, few, scale, out)
     return _attend_batched(q_THC, cache, step, few, scale, out)
 
 
@@ -152,16 +160,16 @@ def _experts_one_by_one(
     downs = [down_EDF.packed[e] for e in chosen]
     y = x_TD.new_zeros(tokens * k, x_TD.shape[1])
     if tokens <= FEW_TOKENS:
-        hidden = silu_mul(torch.cat([_matmul(x, p) for x, p in zip(rows, gate_ups, strict=True)]))
+        hidden = silu_mul(torch.cat([matmul(x, p) for x, p in zip(rows, gate_ups, strict=True)]))
         split = torch.split(_quantize(hidden, down_EDF), counts)
         y.index_copy_(
-            0, order, torch.cat([_matmul(h, p) for h, p in zip(split, downs, strict=True)])
+            0, order, torch.cat([matmul(h, p) for h, p in zip(split, downs, strict=True)])
         )
     else:
         places = torch.split(order, counts)
         for x, place, gate_up, down in zip(rows, places, gate_ups, downs, strict=True):
-            hidden = silu_mul(_matmul(x, gate_up))
-            y.index_copy_(0, place, _matmul(_quantize(hidden, down_EDF), down))
+            hidden = silu_mul(matmul(x, gate_up))
+            y.index_copy_(0, place, matmul(_quantize(hidden, down_EDF), down))
     wide = y.view(tokens, k, -1).to(weights_TK.dtype)
     return torch.bmm(weights_TK.unsqueeze(1), wide).squeeze(1).to(x_TD.dtype)
 
@@ -202,9 +210,10 @@ def _reorder(matrix_NR: Tensor) -> Tensor:
     return packed
 
 
-def _matmul(
+def matmul(
     x_TR: Tensor, matrix_NR: Tensor | native.Matrices, bias_N: Tensor | None = None
 ) -> Tensor:
+    """x @ matrix.T + bias, of a matrix as `pack` has laid it out or a plain one: (T, N)."""
     if isinstance(matrix_NR, native.Matrices):
         return matrix_NR.multiply(x_TR, bias_N)
     if matrix_NR.is_mkldnn:
@@ -218,7 +227,7 @@ def _quantize(x_TR: Tensor, w: Weight) -> Tensor:
     return quantize_per_token(x_TR, w.data.dtype) if w.dynamic_activations else x_TR
 
 
-def _attend_native(
+def attend_native(
     library: CDLL,
     q_THC: Tensor,
     cache: KVCache,
@@ -282,7 +291,7 @@ def _attend_batch(
     b, t, h, c = q_BTHC.shape
     lengths = [step.kv_lengths[row] for row in rows]
     k_BGLC, v_BGLC = (
-        _gather(pages, step, rows, max(lengths)) for pages in (cache.k_PSGC, cache.v_PSGC)
+        gather(pages, step, rows, max(lengths)) for pages in (cache.k_PSGC, cache.v_PSGC)
     )
     groups = k_BGLC.shape[1]
     q = torch.unflatten(q_BTHC, 2, (groups, -1)).permute(0, 2, 3, 1, 4).reshape(b, groups, -1, c)
@@ -307,7 +316,7 @@ def _attend_long(q_THC: Tensor, cache: KVCache, step: Step, b: int, scale: float
     """
     out, length, count = torch.empty_like(q_THC), step.kv_lengths[b], len(q_THC)
     k_GLC, v_GLC = (
-        _gather(pages, step, [b], length)[0].to(q_THC.dtype)
+        gather(pages, step, [b], length)[0].to(q_THC.dtype)
         for pages in (cache.k_PSGC, cache.v_PSGC)
     )
     q_GMTC = torch.unflatten(q_THC, 1, (len(k_GLC), -1)).permute(1, 2, 0, 3)
@@ -327,7 +336,7 @@ def _attend_long(q_THC: Tensor, cache: KVCache, step: Step, b: int, scale: float
     return out
 
 
-def _gather(pages_PSGC: Tensor, step: Step, rows: Sequence[int], length: int) -> Tensor:
+def gather(pages_PSGC: Tensor, step: Step, rows: Sequence[int], length: int) -> Tensor:
     """The cached rows of some sequences, padded to one length: (B, G, L, C)."""
     used = -(-length // pages_PSGC.shape[1])
     table = step.block_table_BP[list(rows), :used]

@@ -25,6 +25,7 @@ ITEMSIZE = {"bfloat16": 2, "float32": 4}
 READ = 256 * 2**20
 MATMUL = 2048
 PROMPT = 32
+AGAINST = ("transformers", "deterministic", "none")
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,14 @@ def run_bench(
 ) -> None:
     """Measure MODEL (None: the pocket model) and print; raises UsageError for bad input.
 
-    threads: 0 for torch's choice. steps: decode steps a repetition. against: "transformers" or
+    threads: 0 for torch's choice. steps: decode steps a repetition. against: "transformers",
+    "deterministic" (the same model under --enable-deterministic-inference) or
     "none".
     """
     if dtype not in ITEMSIZE:
         raise UsageError(f"bench takes dtype bfloat16 or float32, not {dtype!r}.")
-    if against not in ("transformers", "none"):
-        raise UsageError(f"bench compares with transformers or none, not {against!r}.")
+    if against not in AGAINST:
+        raise UsageError(f"bench compares with {' or '.join(AGAINST)}, not {against!r}.")
     folder = pocket.FOLDER if model is None else hub.resolve(model, revision)
     tasks = [Task(f"prefill {prefill}", "prefill", {"tokens": prefill}, prefill)]
     for b in batches:

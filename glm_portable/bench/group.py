@@ -44,9 +44,9 @@ def bench() -> None:
 @option("--repeats", type=int, default=7, help="Repetitions, of which the median counts.")
 @option(
     "--against",
-    type=click.Choice(["transformers", "none"]),
+    type=click.Choice(["transformers", "deterministic", "none"]),
     default="transformers",
-    help="What to measure beside it.",
+    help="What to measure beside it; deterministic: under --enable-deterministic-inference.",
 )
 @option(
     "--json",

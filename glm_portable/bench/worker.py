@@ -42,9 +42,11 @@ class Side(Protocol):
 class Ours:
     """The model on a backend, driven without the server and the engine."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, backend: str) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, backend: str, deterministic: bool = False
+    ) -> None:
         config = ModelConfig.load(folder)
-        chosen = ops.load(backend)
+        chosen = ops.promising(ops.load(backend)) if deterministic else ops.load(backend)
         weights = Checkpoint(folder, config, dtype=dtype, device=chosen.device)
         self.model = Model(config, chosen, weights)
 
@@ -185,7 +187,7 @@ def _timed(run: Run) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=["ours", "transformers", "machine"])
+    parser.add_argument("side", choices=["ours", "transformers", "deterministic", "machine"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", choices=DTYPES, required=True)
     parser.add_argument("--backend", required=True)
@@ -200,6 +202,7 @@ def main() -> None:
     sides: dict[str, Callable[[], Any]] = {
         "ours": lambda: Ours(a.folder, dtype, a.backend),
         "transformers": lambda: Transformers(a.folder, dtype),
+        "deterministic": lambda: Ours(a.folder, dtype, a.backend, deterministic=True),
         "machine": lambda: Machine(dtype),
     }
     with torch.inference_mode(False):

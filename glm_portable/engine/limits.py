@@ -34,8 +34,9 @@ class EngineLimits:
     max_num_batched_tokens: tokens in one step. num_pages, page_size: of the KV cache.
     enable_prefix_caching: whether requests share the pages of equal beginnings.
     enable_chunked_prefill: whether a prompt may be read in several steps. scheduling_policy: fcfs,
-    or priority if the priorities of requests count. enable_deterministic_inference: whether prompts
-    are read in units of `UNIT` tokens, so that what was cached changes no bit of an answer.
+    or priority if the priorities of requests count. enable_deterministic_inference: whether what
+    was cached may change no bit of an answer; for that prompts are read in units of `UNIT` tokens,
+    unless the backend is batch_invariant: computes each token alike in any company.
     """
 
     max_model_len: int
@@ -47,11 +48,14 @@ class EngineLimits:
     enable_chunked_prefill: bool = True
     scheduling_policy: str = "fcfs"
     enable_deterministic_inference: bool = False
+    batch_invariant: bool = False
 
     @property
     def unit(self) -> int:
         """Tokens in which a prompt is read: a multiple of the page size, or 0 for any number."""
-        return -(-UNIT // self.page_size) * self.page_size * self.enable_deterministic_inference
+        if self.batch_invariant or not self.enable_deterministic_inference:
+            return 0
+        return -(-UNIT // self.page_size) * self.page_size
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -127,6 +131,7 @@ def default_limits(
     enable_chunked_prefill: bool = True,
     scheduling_policy: str = "fcfs",
     enable_deterministic_inference: bool = False,
+    batch_invariant: bool = False,
 ) -> EngineLimits:
     """Limits with a cache for max_num_seqs full windows, or as large as the memory allows.
 
@@ -170,6 +175,7 @@ def default_limits(
         enable_chunked_prefill=enable_chunked_prefill,
         scheduling_policy=scheduling_policy,
         enable_deterministic_inference=enable_deterministic_inference,
+        batch_invariant=batch_invariant,
     )
 
 

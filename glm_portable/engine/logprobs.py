@@ -20,19 +20,33 @@ def token_logprobs(
     # Both come from the same tensor: clients find a greedy token by comparing floats.
     chosen_R1 = logprobs_RV.gather(1, token_R[:, None])
     above_R = (logprobs_RV > chosen_R1).sum(-1).tolist() if ranks else []
-    top = logprobs_RV[:, :vocab_size].topk(min(max(counts), vocab_size), dim=-1)
-    ids, values = top.indices.tolist(), top.values.tolist()
+    ids, values = _largest(logprobs_RV[:, :vocab_size], counts)
     return [
         TokenLogprob(
             token_id,
             chosen,
-            tuple(zip(ids[row][:count], values[row][:count], strict=True)),
+            tuple(zip(ids[row], values[row], strict=True)),
             above_R[row] + 1 if ranks else None,
         )
-        for row, (token_id, chosen, count) in enumerate(
-            zip(token_R.tolist(), chosen_R1[:, 0].tolist(), counts, strict=True)
+        for row, (token_id, chosen) in enumerate(
+            zip(token_R.tolist(), chosen_R1[:, 0].tolist(), strict=True)
         )
     ]
+
+
+def _largest(x_RV: Tensor, counts: Sequence[int]) -> tuple[list[list[int]], list[list[float]]]:
+    """Places and values of as many of each row's largest numbers as `counts` says.
+
+    Rows are searched for equal counts apart: which of equal numbers come first depends on it.
+    """
+    ids: list[list[int]] = [[] for _ in counts]
+    values: list[list[float]] = [[] for _ in counts]
+    for count in set(counts):
+        rows = [row for row, asked in enumerate(counts) if asked == count]
+        found = x_RV[rows].topk(min(count, x_RV.shape[1]), dim=-1)
+        for row, numbers, places in zip(rows, *map(Tensor.tolist, found), strict=True):
+            ids[row], values[row] = places, numbers
+    return ids, values
 
 
 class PromptLogprobs:

@@ -24,6 +24,13 @@ def test_both_sides_compute_the_same_tokens() -> None:
         run()  # the second repetition starts where the first did
 
 
+def test_deterministic_inference_is_a_side_of_its_own() -> None:
+    ours = Ours(pocket.FOLDER, torch.float32, "cpu", deterministic=True)
+    assert getattr(ours.model.ops, "batch_invariant")  # noqa: B009  # no attribute of Ops
+    with Worker("deterministic", pocket.FOLDER, "float32", "reference", 1) as worker:
+        assert worker.sample("decode", batch=1, steps=1).wall > 0
+
+
 def test_experts_read_counts_the_experts_of_a_step() -> None:
     ours = Ours(pocket.FOLDER, torch.float32, "cpu")
     config = ours.model.config
@@ -63,7 +70,7 @@ def test_medians_leave_out_disturbed_repetitions_while_three_remain() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(UsageError, match="dtype bfloat16 or float32, not 'int4'"):
         run_bench(None, dtype="int4")
-    with pytest.raises(UsageError, match="transformers or none, not 'vllm'"):
+    with pytest.raises(UsageError, match="transformers or deterministic or none, not 'vllm'"):
         run_bench(None, against="vllm")
 
 

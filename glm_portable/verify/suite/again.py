@@ -36,6 +36,19 @@ def alone(call: Call) -> Call | None:
     return Call(call.op, t, call.attributes)
 
 
+def last_alone(call: Call) -> Call | None:
+    """The call for its last token, as a step of its own; None if there is no other."""
+    t = dict(call.tensors)
+    by_token = BY_TOKEN.get(call.op) or (*BY_SEQUENCE[call.op], "positions", "slots")
+    if len(t[by_token[0]]) == 1:
+        return None
+    t |= {name: t[name][-1:] for name in by_token if name in t}
+    if call.op in BY_SEQUENCE:
+        t |= {name: t[name][-1:] for name in STEP[2:]}
+        t["query_ends"] = torch.ones_like(t["query_ends"])
+    return Call(call.op, t, call.attributes)
+
+
 def part(call: Call, results: Tensors) -> Mapping[str, Tensor]:
     """Of a whole call's results, or of `alone`'s, what the first token or sequence has."""
     if call.op in BY_TOKEN:
@@ -46,6 +59,14 @@ def part(call: Call, results: Tensors) -> Mapping[str, Tensor]:
     slots = call.tensors["slots"][:count]
     pages = {name: results[name].flatten(0, 1)[slots] for name in PAGES}
     return {"q": results["q"][:count], **pages}
+
+
+def last_part(call: Call, results: Tensors) -> Mapping[str, Tensor]:
+    """Of a whole call's results, or of `last_alone`'s, what the last token has."""
+    found = {name: value[-1:] for name, value in results.items() if name not in PAGES}
+    slot = call.tensors["slots"][-1:] if call.op == "rope_store" else None
+    pages = {n: results[n].flatten(0, 1)[slot] for n in PAGES if n in results and slot is not None}
+    return found | pages
 
 
 def _bits(x: Tensor) -> Tensor:

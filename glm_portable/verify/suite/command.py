@@ -28,12 +28,18 @@ virtual_option = option(
 only = option("--only", metavar="GLOB", help='Cases by "op: name", such as "attend: *".')
 seed_option = option("--seed", type=click.IntRange(0, 2**32 - 1), default=0,
                      help="Makes fresh inputs of the same kinds.")  # fmt: skip
+deterministic_option = option(
+    "--enable-deterministic-inference",
+    is_flag=True,
+    help="Judge what computes then, whose rows must have the same bits in any company.",
+)
 full_option = option("--full", is_flag=True, help="With shapes of the real models.")
 
 
 @click.command()
 @backend_option
 @virtual_option
+@deterministic_option
 @only
 @option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16", help="Of activations.")
 @seed_option
@@ -45,6 +51,7 @@ full_option = option("--full", is_flag=True, help="With shapes of the real model
 def ops(
     backend: str,
     virtual: str | None,
+    enable_deterministic_inference: bool,
     only: str | None,
     dtype: str,
     seed: int,
@@ -63,6 +70,10 @@ def ops(
         if listing:
             return _list(chosen(only, full))
         machine = connect(backend, virtual)
+        if enable_deterministic_inference:
+            from glm_portable.ops import promising
+
+            machine = promising(machine)
         small = only is None and not full and is_slow(virtual)
         cases = chosen(only, full, seed, small)
         title, checks = _run(machine, cases, virtual, dtype, seed, support, perf)

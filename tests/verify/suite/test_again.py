@@ -6,7 +6,7 @@ import torch
 from glm_portable.backends import reference
 from glm_portable.verify.call import OPS, perform
 from glm_portable.verify.cases import CASES, named
-from glm_portable.verify.suite.again import alone, part, same_bits
+from glm_portable.verify.suite.again import alone, last_alone, last_part, part, same_bits
 
 ONE_EACH = {
     "linear": "17 tokens, 704 to 192, bias", "rms_norm": "with residual",
@@ -28,9 +28,22 @@ def test_the_part_is_what_the_call_alone_gives(op: str) -> None:
         assert torch.allclose(ours[name].double(), theirs[name].double(), rtol=1e-10), name
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_the_last_token_is_what_it_is_as_a_step_of_its_own(op: str) -> None:
+    call = named(op, ONE_EACH[op]).call()
+    last = last_alone(call)
+    assert last is not None
+    results = [perform(c, reference, torch.float64) for c in (last, call)]
+    ours, theirs = last_part(last, results[0]), last_part(call, results[1])
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name].shape == theirs[name].shape and len(ours[name]) == 1
+        assert torch.allclose(ours[name].double(), theirs[name].double(), rtol=1e-10), name
+
+
 def test_one_token_has_no_neighbours() -> None:
     for case in (named("linear", "one token, bias"), named("attend", "first token")):
-        assert alone(case.call()) is None
+        assert alone(case.call()) is None and last_alone(case.call()) is None
 
 
 def test_nan_equals_nan_and_zero_not_minus_zero() -> None:
