@@ -310,7 +310,7 @@ def server_options(command: F) -> F:
 @option("--enable-auto-tool-choice", is_flag=True, help="Always on; for vLLM's command lines.")
 def serve(model: str | None, **options: Any) -> None:
     """Serve an OpenAI-compatible API."""
-    from glm_portable.commands import run_server
+    from glm_portable.serving import run_server
 
     limits = {k: options.pop(k) for k in LIMIT_OPTIONS}
     raise SystemExit(run_server(model, limits, **options))

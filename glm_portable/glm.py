@@ -7,7 +7,6 @@ glm.logits([1, 2, 3])
 glm.generate([{"role": "user", "content": "Hello"}], max_tokens=100).content
 """
 
-import json
 import logging
 import queue
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from glm_portable.parallel import SINGLE, Parallel
 from glm_portable.serve.chat import ChatTemplate, Format, tool_call_format
 from glm_portable.serve.events import Content, Event, ToolCall, fold
 from glm_portable.serve.parsing import Parser
+from glm_portable.serve.sampling import defaults_of
 from glm_portable.tokenizer import Tokenizer
 from glm_portable.virtual import connect
 
@@ -86,7 +86,7 @@ class GLM:
         self.tokenizer = Tokenizer.load(folder, model.config)
         self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
         self.call_format: Format = tool_call_format(tool_call_parser, self.chat)
-        self.sampling = _sampling_of(folder)
+        self.sampling = defaults_of(folder)
 
     @classmethod
     def load(
@@ -435,16 +435,3 @@ def _total_memory(device: torch.device) -> int:
     if device.type == "cpu":
         return total_memory()
     return int(torch.accelerator.get_memory_info(device)[1])
-
-
-def _sampling_of(folder: Path) -> SamplingParams:
-    """The sampling fields of generation_config.json; GLM's own file has none of them."""
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return SamplingParams()
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error}): download it again.") from None
-    fields = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    return SamplingParams(**{f: raw[f] for f in fields if raw.get(f) is not None})

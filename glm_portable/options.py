@@ -39,9 +39,10 @@ class Group(click.Group):
             click.echo(f"Error: {error}", err=True)
             ctx.exit(self.exit_code)
         except RuntimeError as error:
-            if TORCH_EXTENSION not in str(error):
+            sentence = import_failure(error)
+            if sentence is None:
                 raise
-            click.echo(f"Error: {_does_not_import(error)}", err=True)
+            click.echo(f"Error: {sentence}", err=True)
             ctx.exit(self.exit_code)
 
 
@@ -56,7 +57,10 @@ def option(*declarations: str, **attributes: Any) -> Callable[[F], F]:
     return click.option(*declarations, **(settings | attributes))
 
 
-def _does_not_import(error: RuntimeError) -> str:
+def import_failure(error: RuntimeError) -> str | None:
+    """One sentence on why torch does not import, if that is what failed."""
+    if TORCH_EXTENSION not in str(error):
+        return None
     name = str(error).partition(f"{TORCH_EXTENSION}: ")[2].partition(".")[0]
     return (
         f"torch does not import, since {name} does not load ({error.__cause__}): see "

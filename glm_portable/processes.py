@@ -30,6 +30,7 @@ from glm_portable.errors import UsageError
 from glm_portable.glm import GLM
 from glm_portable.model import Model
 from glm_portable.parallel import SINGLE, Parallel, join, leave
+from glm_portable.serve.remote.process import TOLD
 from glm_portable.virtual import connect
 
 ENDING_S = 10.0
@@ -100,7 +101,7 @@ class Ranks:
         print(f"Error: {sentence} The server ends.", file=sys.stderr, flush=True)
         for process in self.processes:
             process.kill()
-        os._exit(1)  # the engine's thread may wait in a sum that nobody completes
+        os._exit(TOLD)  # the engine's thread may wait in a sum that nobody completes
 
     def _ended(self, rank: int) -> str:
         process, who = self.processes[rank - 1], f"rank {rank} of {self.parallel.size}"

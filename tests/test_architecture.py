@@ -21,11 +21,14 @@ LAYERS = [
     {"virtual"},
     {"engine"},
     {"serve"},
+    {"engine_task"},
     {"glm", "evaluate", "convert"},
     {"verify"},
     {"bench", "terminal", "doctor", "tune", "processes"},
-    {"commands"},
+    {"engine_main"},
+    {"commands", "serving"},
     {"cli"},
+    {"__main__"},
 ]
 """From the lowest up: a module imports from its own layer's package or from lower layers."""
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from glm_portable import commands
+from glm_portable import serving
 from glm_portable.cli import main
+from glm_portable.engine_task import EngineTask
 from glm_portable.errors import UsageError
 
 
@@ -156,10 +157,10 @@ def test_names_of_vllm_and_sglang_say_how_large_and_in_what_order(
     asked: dict[str, Any] = {}
 
     def run_server(model: str | None, limit_options: dict[str, Any], **others: Any) -> int:
-        asked.update(commands._limit_options(**limit_options))
+        asked.update(serving._limit_options(**limit_options))
         return 0
 
-    monkeypatch.setattr(commands, "run_server", run_server)
+    monkeypatch.setattr(serving, "run_server", run_server)
     assert run("serve", *arguments).exit_code == 0
     assert {key: asked[key] for key in expected} == expected
 
@@ -167,11 +168,11 @@ def test_names_of_vllm_and_sglang_say_how_large_and_in_what_order(
 def test_deterministic_inference_decides_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 
-    def load(model: str | None, **options: Any) -> None:
-        asked.append(options["enable_deterministic_inference"])
+    def start(main: Any, task: EngineTask) -> None:
+        asked.append(task.options["enable_deterministic_inference"])
         raise UsageError("enough seen")
 
-    monkeypatch.setattr(commands, "load_with_progress", load)
+    monkeypatch.setattr(serving, "start", start)
     for arguments in ([], ["--enable-deterministic-inference"]):
         assert run("serve", "--port", "0", *arguments).exit_code == 2
     assert asked == [False, True]

@@ -18,11 +18,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+
+from glm_portable.bench.soak.memory import resident_mib
 
 PERCENTILES = (50, 90, 99, 100)
 
@@ -125,12 +126,6 @@ async def keep_asking(client: Client, alone: dict[str, str], tally: Tally, end: 
             tally.add(await client.ask(key), key, alone[key])
         except (httpx.HTTPError, RuntimeError, ValueError, IndexError) as error:
             tally.problems[f"{type(error).__name__}: {error}"] += 1
-
-
-def resident_mib(pid: int) -> float:
-    """VmRSS of a process; see proc(5)."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 async def record_memory(pid: int | None, sizes: list[float]) -> None:

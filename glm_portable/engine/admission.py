@@ -7,6 +7,10 @@ from glm_portable.engine.types import SamplingParams
 from glm_portable.errors import UsageError
 
 
+class EngineDraining(Exception):
+    """The engine takes no new requests, because it is being shut down."""
+
+
 def max_length(prompt_ids: Sequence[int], params: SamplingParams, max_model_len: int) -> int:
     """How many tokens prompt and answer may have together.
 
@@ -21,6 +25,16 @@ def max_length(prompt_ids: Sequence[int], params: SamplingParams, max_model_len:
         )
     answer = max_model_len if params.max_tokens is None else params.max_tokens
     return min(max_model_len, length + answer)
+
+
+def check_room(max_length: int, num_pages: int, page_size: int) -> None:
+    """Raise UsageError if a sequence of that length could not run even alone."""
+    # The last token is sampled and never computed, so it needs no room.
+    if max_length - 1 > num_pages * page_size:
+        raise UsageError(
+            f"the request may grow to {max_length} tokens, but the KV cache holds "
+            f"{num_pages * page_size}; lower max_tokens or give the cache more pages."
+        )
 
 
 def check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:

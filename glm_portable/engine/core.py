@@ -7,7 +7,7 @@ sequence keeps those that are what would have been sampled; then the next ones a
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -23,6 +23,7 @@ from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer
 from glm_portable.engine.request import Request
 from glm_portable.engine.scheduler import Chunk, Scheduler
 from glm_portable.engine.speculative import SpeculativeConfig
+from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, joined
 from glm_portable.ops import KVCache, Ops, Step, ids
 
@@ -30,38 +31,6 @@ log = logging.getLogger(__name__)
 
 UNHEALTHY_AFTER = 3
 """Failed steps in a row from which on the engine calls itself unhealthy."""
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A look at the engine. Token counts and the ones after them only ever grow.
-
-    running, waiting: requests. prompt_tokens counts a prompt once, when its first token is
-    sampled, however often it was computed. healthy: false after several failed steps in a row.
-    prefix_cache_queries: tokens of the prompts that looked for others' pages; prefix_cache_hits:
-    how many of them were found.
-
-    num_drafts: how often drafts of a request were computed; num_draft_tokens: how many there were
-    in all; num_accepted_tokens: how many of them became tokens of the answer, accepted_by_position:
-    how many of the first, second, ... of each.
-    """
-
-    running: int
-    waiting: int
-    pages_used: int
-    pages_total: int
-    prompt_tokens: int
-    generation_tokens: int
-    preemptions: int
-    steps: int
-    failed_steps: int
-    healthy: bool
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
-    num_drafts: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
-    accepted_by_position: tuple[int, ...] = ()
 
 
 class LanguageModel(Protocol):

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from glm_portable.engine import admission
+from glm_portable.engine.admission import EngineDraining
 from glm_portable.engine.completion import Answer, Completion, EngineFailure
-from glm_portable.engine.core import EngineCore, EngineStats, LanguageModel
+from glm_portable.engine.core import EngineCore, LanguageModel
 from glm_portable.engine.limits import EngineLimits, default_limits
 from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.observer import Observer
@@ -19,6 +20,7 @@ from glm_portable.engine.request import Request
 from glm_portable.engine.sampling import RowSampler
 from glm_portable.engine.scheduler import Sequence as TokenSequence
 from glm_portable.engine.speculative import SpeculativeConfig
+from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.stopping import AnswerText, Tokenizer
 from glm_portable.engine.types import Delta, SamplingParams
 
@@ -36,10 +38,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-class EngineDraining(Exception):
-    """The engine takes no new requests, because it is being shut down."""
-
-
 class Engine:
     """Continuous batching over one model. Every method may be called from any thread.
 
@@ -47,6 +45,9 @@ class Engine:
     a seed of their own get this one plus their number. speculative: what to draft with the model's
     MTP layer, None for nothing. observer: sees times and counts. Raises UsageError for a model
     that has no such layer.
+
+    after_step: called on the engine's thread when it has handed out all deltas of a step or has
+    handled what came in.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Engine:
         self._draining = self._closing = False
         self._idle = threading.Event()
         self._idle.set()
+        self.after_step: Callable[[], None] = lambda: None
 
     def start(self) -> Self:
         """Spawn the thread; no effect if it runs already."""
@@ -206,12 +208,15 @@ class Engine:
             try:
                 self._take_inbox()
                 self._core.step()
+                self.after_step()
             except Exception:
                 # Of the engine itself, not of a request: whoever is in it gets an answer.
                 log.exception("the engine failed; all its requests are ended")
                 everyone = list(self._core.requests.values())
                 self._core.fail(everyone, "The engine failed; the server's log has the reason.")
+                self.after_step()
         self._abort_all()
+        self.after_step()
 
     def _take_inbox(self) -> None:
         """Handle what has come in; wait for it if there is nothing else to do."""

@@ -159,7 +159,7 @@ class Vocabulary:
         matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=_limits())
         if matcher.is_error():
             raise GrammarError(matcher.get_error())
-        return Grammar(self, matcher)
+        return Grammar(self, matcher, text)
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
@@ -169,10 +169,13 @@ class Vocabulary:
 
 
 class Grammar:
-    """A compiled grammar; any number of answers follow it, each with a state of its own."""
+    """A compiled grammar; any number of answers follow it, each with a state of its own.
 
-    def __init__(self, vocabulary: Vocabulary, matcher: LLMatcher) -> None:
-        self.vocabulary, self._matcher = vocabulary, matcher
+    text: what it was compiled from.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, matcher: LLMatcher, text: str) -> None:
+        self.vocabulary, self._matcher, self.text = vocabulary, matcher, text
 
     def start(self) -> "GrammarState":
         return GrammarState(self.vocabulary, self._matcher.deep_copy())

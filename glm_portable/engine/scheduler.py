@@ -22,8 +22,8 @@ from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from glm_portable.engine.admission import check_room
 from glm_portable.engine.kv_cache import Digest, PagePool, page_digest, salt_digest
-from glm_portable.errors import UsageError
 
 
 @dataclass(eq=False, slots=True)
@@ -133,13 +133,7 @@ class Scheduler:
 
     def check(self, max_length: int) -> None:
         """Raise UsageError if a sequence of that length could not run even alone."""
-        # The last token is sampled and never computed, so it needs no room.
-        need, have = max_length - 1, self.pool.num_pages * self.pool.page_size
-        if self.pool.pages_for(need) > self.pool.num_pages:
-            raise UsageError(
-                f"the request may grow to {max_length} tokens, but the KV cache holds {have}; "
-                "lower max_tokens or give the cache more pages."
-            )
+        check_room(max_length, self.pool.num_pages, self.pool.page_size)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence. Raises UsageError if it could not run even alone."""

@@ -59,6 +59,7 @@ def create_app(service: Service) -> FastAPI:
         service.settings.served_model_names[0],
         service.observed or RequestMetrics(service.max_model_len),
         service.cache_config,
+        service.engine_pid,
     )
     app.include_router(openai.router(service))
     app.include_router(responses.router(service))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from glm_portable.engine.core import EngineStats
+from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.serve.errors import ApiError, internal_error, timed_out, unavailable
 from glm_portable.serve.exchange import current

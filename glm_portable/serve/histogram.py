@@ -25,6 +25,16 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    @property
+    def state(self) -> tuple[list[int], float]:
+        """Counts of the buckets, and the sum: as of now."""
+        return list(self._counts), self._sum
+
+    @state.setter
+    def state(self, value: tuple[list[int], float]) -> None:
+        assert len(value[0]) == len(self._counts), f"{self.name}: {value=}"
+        self._counts, self._sum = value
+
     def family(self, labels: Mapping[str, str]) -> HistogramMetricFamily:
         """As of now, for Prometheus."""
         family = HistogramMetricFamily(self.name, self._documentation, labels=list(labels))

@@ -8,7 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from glm_portable.engine.core import EngineStats
+from glm_portable.engine.stats import EngineStats
 from glm_portable.serve.exchange import Exchange
 from glm_portable.serve.request_metrics import RequestMetrics
 
@@ -47,11 +47,17 @@ class Metrics:
         model_name: str,
         requests: RequestMetrics,
         cache_config: Mapping[str, str],
+        engine_pid: int | None = None,
     ) -> None:
-        """requests: the engine's observer. cache_config: facts for cache_config_info."""
+        """requests: the engine's observer. cache_config: facts for cache_config_info.
+
+        engine_pid: of the engine's process, if it has one of its own.
+        """
         self._registry = CollectorRegistry()
         self._registry.register(EngineCollector(stats, model_name, requests, cache_config))
         ProcessCollector(registry=self._registry)
+        if engine_pid is not None:
+            ProcessCollector("glm_portable_engine", lambda: engine_pid, registry=self._registry)
         own: Any = {"registry": self._registry}
         self._answers = Counter(
             "glm_portable_http_requests",

@@ -44,6 +44,8 @@ def add_operations(app: FastAPI, service: Service, metrics: Metrics, version: st
         return {"version": version}
 
     async def show_metrics() -> Response:
+        if service.remote is not None:
+            await service.remote.observe()
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     able = "200 when the server takes requests, 503 otherwise."

@@ -1,6 +1,7 @@
 """Times and sizes of requests, seen on the engine's thread, under vLLM's names and buckets."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
@@ -27,6 +28,14 @@ def steps_1_2_5(largest: int) -> list[int]:
     """1, 2, 5, 10, 20, 50, ... up to `largest`."""
     powers = (10**exponent for exponent in range(len(str(largest))))
     return [step for power in powers for step in (power, 2 * power, 5 * power) if step <= largest]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All that was seen. ended: requests by reason. histograms: see `Histogram.state`."""
+
+    ended: dict[str, int]
+    histograms: list[tuple[list[int], float]]
 
 
 class RequestMetrics:
@@ -69,7 +78,7 @@ class RequestMetrics:
         self._generated = add("request_generation_tokens", "Tokens of the answer.", counts)
         self._max_tokens = add("request_params_max_tokens", "max_tokens, where it is set.", counts)
         self._step = add("iteration_tokens_total", "Tokens computed in a step.", _STEP_TOKENS)
-        self._ended = dict.fromkeys(_REASONS, 0)
+        self._ended: dict[str, int] = dict.fromkeys(_REASONS, 0)
 
     def _add(
         self, name: str, documentation: str, bounds: "tuple[float, ...] | list[int]"
@@ -105,6 +114,17 @@ class RequestMetrics:
         self._e2e.observe(times.last_token - times.arrived)
         if request.num_generated > 1:
             self._per_token.observe(decode / (request.num_generated - 1))
+
+    @property
+    def state(self) -> Observed:
+        """As of now, for another process."""
+        return Observed(dict(self._ended), [histogram.state for histogram in self._all])
+
+    @state.setter
+    def state(self, seen: Observed) -> None:
+        self._ended = {reason: seen.ended[reason] for reason in _REASONS}
+        for histogram, state in zip(self._all, seen.histograms, strict=True):
+            histogram.state = state
 
     def families(self, labels: Mapping[str, str]) -> Iterator[Metric]:
         """All of it as of now, for Prometheus. May be called from any thread."""

@@ -1,10 +1,13 @@
 """A request's sampling fields as the engine's parameters."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from glm_portable.engine.types import SamplingParams
+from glm_portable.errors import UsageError
 from glm_portable.serve.protocol import ChatRequest, CompletionRequest
 
 _SAME_NAME = (
@@ -37,3 +40,16 @@ def for_each_choice(params: SamplingParams, n: int) -> Iterator[SamplingParams]:
     for index in range(n):
         seed = params.seed
         yield params if seed is None else replace(params, seed=(seed + index) % _SEEDS)
+
+
+def defaults_of(folder: Path) -> SamplingParams:
+    """The sampling fields of generation_config.json; GLM's own file has none of them."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return SamplingParams()
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON ({error}): download it again.") from None
+    fields = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return SamplingParams(**{f: raw[f] for f in fields if raw.get(f) is not None})

@@ -18,6 +18,7 @@ from glm_portable.errors import UsageError
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.generation import Engine, Generation, Job
 from glm_portable.serve.mailbox import Mailbox
+from glm_portable.tokenizer import Tokenizer
 
 TEXT = "In 1969 the quick brown fox wrote f(x) = 3x + 7; 敏捷的狐狸 jumped over 42 lazy dogs, then"
 # With prompt_logprobs every token is computed anew, whatever the cache holds of the text.
@@ -56,14 +57,28 @@ class SelfTest:
         """One sentence if the last run failed."""
         return self._last.failure
 
-    def record(self, engine: Engine) -> None:
-        """Take the numbers to compare with; blocks. Raises UsageError if there are none."""
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, max_model_len: int) -> "SelfTest":
+        """With as much of the text as fits into the window."""
+        room = max_model_len - (PARAMS.max_tokens or 0)
+        return cls(tokenizer.encode(TEXT)[: max(1, room)])
+
+    def record(self, engine: Engine) -> tuple[TokenLogprob, ...]:
+        """Compute the numbers to compare with; blocks. Raises UsageError if there are none.
+
+        Not on the thread on which `engine` calls for its deltas.
+        """
         answer = Answer()
         engine.submit(self._job.prompt_ids, PARAMS, answer.on_delta, name="self-test")
         try:
             self._first = answer.wait().logprobs
         except EngineFailure as error:
             raise UsageError(f"the model fails its self-test: {error}") from None
+        return self._first
+
+    def expect(self, first: tuple[TokenLogprob, ...]) -> None:
+        """Take these, which were computed elsewhere, as those to compare with."""
+        self._first = first
 
     async def run(self, engine: Engine) -> Outcome:
         """The result of a run now, of one that is under way, or of one just over."""

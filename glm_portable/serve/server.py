@@ -106,6 +106,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="request")
         asyncio.get_running_loop().set_default_executor(workers)
+        remote = self._service.remote
+        if remote is not None:
+            remote.on_end = self.drain
+            await remote.connect()
         await super().startup(sockets)
         host, port = (sockets or [])[0].getsockname()[:2]
         scheme = "https" if self.config.is_ssl else "http"
@@ -141,3 +145,5 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
         await super().shutdown(sockets)
+        if self._service.remote is not None:
+            await self._service.remote.close()

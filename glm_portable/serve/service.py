@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from glm_portable.engine.engine import EngineDraining
+from glm_portable.engine.admission import EngineDraining
 from glm_portable.errors import UsageError
 from glm_portable.serve.chat import ChatTemplate, Format
 from glm_portable.serve.errors import (
@@ -17,8 +17,9 @@ from glm_portable.serve.errors import (
 from glm_portable.serve.exchange import current
 from glm_portable.serve.generation import Engine, Generation, Job
 from glm_portable.serve.mailbox import Mailbox
+from glm_portable.serve.remote.client import EngineClient
 from glm_portable.serve.request_metrics import RequestMetrics
-from glm_portable.serve.self_test import PARAMS, TEXT, SelfTest
+from glm_portable.serve.self_test import SelfTest
 from glm_portable.serve.settings import ServerSettings
 from glm_portable.serve.structured.compiler import Compiler
 from glm_portable.serve.tracing import Tracing
@@ -34,7 +35,8 @@ class Service:
 
     max_model_len: tokens of prompt and answer together. call_format: how the model writes calls.
     observed: the engine's observer, if it has one. cache_config: what /metrics says of the cache.
-    tracing: None if there is none.
+    tracing: None if there is none. remote: the engine once more, if it is in another process, and
+    engine_pid: that process's number.
     """
 
     engine: Engine
@@ -46,6 +48,8 @@ class Service:
     observed: RequestMetrics | None = None
     cache_config: Mapping[str, str] = field(default_factory=dict)
     tracing: Tracing | None = None
+    remote: EngineClient | None = None
+    engine_pid: int | None = None
     draining: bool = False
     running: set[Generation] = field(default_factory=set)
     _mailbox: Mailbox | None = None
@@ -53,8 +57,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.grammars = Compiler(self.tokenizer)
-        room = self.max_model_len - (PARAMS.max_tokens or 0)
-        self.self_test = SelfTest(self.tokenizer.encode(TEXT)[: max(1, room)])
+        self.self_test = SelfTest.of(self.tokenizer, self.max_model_len)
 
     @property
     def prompt_limit(self) -> Limit:

@@ -351,3 +351,21 @@ def test_stats_count_tokens_and_pages(engine: Engine, model: Fragile) -> None:
     engine.submit([1], GREEDY, Client())
     assert engine.stats().waiting == 1
     model.open.set()
+
+
+def test_an_onlooker_that_fails_after_a_step_ends_the_requests_of_it_alone(engine: Engine) -> None:
+    """What hands the deltas on may meet one that it cannot."""
+    calls: list[None] = []
+
+    def fail_once() -> None:
+        calls.append(None)
+        if len(calls) == 1:
+            raise RuntimeError("secret address 0x7f")
+
+    engine.after_step = fail_once
+    client, other = Client(), Client()
+    engine.submit([1, 2], ENDLESS, client)
+    last = client.wait()
+    assert last.finish_reason == "error" and "log has the reason" in (last.error or "")
+    engine.submit([3], GREEDY, other)
+    assert other.wait().finish_reason in ("stop", "length")

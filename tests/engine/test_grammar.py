@@ -179,7 +179,7 @@ class Failing(Grammar):
 
 def test_a_grammar_that_fails_ends_its_own_request_alone() -> None:
     compiled = WORDS.compile(LISTS)
-    failing = Failing(WORDS, compiled._matcher)
+    failing = Failing(WORDS, compiled._matcher, LISTS)
     engine = core(FakeModel())
     params = [replace(HOT, seed=seed, ignore_eos=True) for seed in range(3)]
     params[1] = replace(params[1], grammar=failing)

@@ -10,7 +10,7 @@ from typing import Any
 
 from glm_portable import pocket
 from glm_portable.config import ModelConfig
-from glm_portable.engine.core import EngineStats
+from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
 from glm_portable.serve.chat import ChatTemplate, detect_format

@@ -318,7 +318,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serve
         found.append(take_settings(options))
         return 0
 
-    monkeypatch.setattr("glm_portable.commands.run_server", serve)
+    monkeypatch.setattr("glm_portable.serving.run_server", serve)
 
     def settings(*line: str, env: dict[str, str] | None = None) -> ServerSettings:
         result = CliRunner().invoke(main, ["serve", *line], env=env)

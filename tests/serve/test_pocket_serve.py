@@ -1,4 +1,4 @@
-"""The embedded model behind the real server: what a person sees first."""
+"""The embedded model behind the real server and the wire: what a person sees first."""
 
 import json
 from collections.abc import Iterator
@@ -14,12 +14,15 @@ import pytest
 
 from glm_portable.engine.engine import Engine
 from glm_portable.glm import GLM
+from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
+from glm_portable.serve.structured.compiler import vocabulary_of
 from tests.browser import chromium, needs_browser, new_page
 from tests.serve.conversation import folded
 from tests.serve.fake_engine import TOKENIZER, WAIT_S, serving
 from tests.serve.raw import start_request
+from tests.serve.remote.pair import client_of, hosted
 
 WINDOW = 2048
 WEATHER: Any = {
@@ -76,15 +79,29 @@ def pocket() -> Iterator[Pocket]:
     glm = GLM.load(backend="cpu", dtype="float32")
     limits = glm.limits(max_model_len=WINDOW, max_num_seqs=16)
     settings = ServerSettings(port=0, served_model_names=("glm-pocket",))
-    with Engine(glm.model, glm.tokenizer, limits) as engine:
-        service = Service(engine, glm.chat, glm.tokenizer, glm.call_format, WINDOW, settings)
+    vocabulary, observed = vocabulary_of(glm.tokenizer), RequestMetrics(WINDOW)
+    with (
+        Engine(glm.model, glm.tokenizer, limits, observer=observed) as engine,
+        hosted(engine, lambda: vocabulary, observed) as sock,
+    ):
+        client = client_of(engine, sock, glm.tokenizer.vocab_size)
+        service = Service(
+            client,
+            glm.chat,
+            glm.tokenizer,
+            glm.call_format,
+            WINDOW,
+            settings,
+            observed=client.observed,
+            remote=client,
+        )
         with (
             serving(service) as (url, _, _),
             openai.OpenAI(
                 base_url=f"{url}/v1", api_key="EMPTY", max_retries=0, timeout=3 * WAIT_S
-            ) as client,
+            ) as openai_client,
         ):
-            yield Pocket(url, engine, client)
+            yield Pocket(url, engine, openai_client)
 
 
 def calls_of(message: Any) -> list[tuple[str, Any]]:
@@ -242,6 +259,25 @@ def test_a_client_that_leaves_frees_its_pages(pocket: Pocket, stream: bool) -> N
         assert pocket.engine.stats().steps < left_at + 500
         httpx.get(f"{pocket.url}/health")
     assert pocket.engine.stats().running == 0
+
+
+def test_what_the_engine_observed_is_in_the_metrics(pocket: Pocket) -> None:
+    """As of now, though it is the other side that sees it."""
+    name = 'vllm:request_success_total{engine="0",finished_reason="length",model_name="glm-pocket"}'
+
+    def seen() -> float:
+        lines = httpx.get(f"{pocket.url}/metrics").text.splitlines()
+        [line] = [line for line in lines if line.startswith(name)]
+        return float(line.rpartition(" ")[2])
+
+    before = seen()
+    pocket.continue_text([5, 6], max_tokens=2, extra_body={"ignore_eos": True})
+    assert seen() == before + 1
+
+
+def test_the_numbers_are_checked_over_the_wire(pocket: Pocket) -> None:
+    answer = httpx.get(f"{pocket.url}/health", params={"check": "numerics"}, timeout=3 * WAIT_S)
+    assert answer.status_code == 200 and answer.json()["numerics"]["drift"] == 0.0
 
 
 def test_the_score_of_a_text_is_that_of_generating_it(pocket: Pocket) -> None:

@@ -17,11 +17,11 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 
+from glm_portable.bench.soak.memory import resident_mib
 from tools.abuse import bodies, connections
 from tools.abuse.connections import ANSWERED
 from tools.abuse.target import CHAT, PATIENCE_S, QUESTION, HealthWatch, Target
@@ -130,12 +130,6 @@ async def gauges(target: Target, idle: tuple[str, ...]) -> list[str]:
     metrics = await target.http.get("/metrics")
     lines = metrics.text.splitlines() if metrics.status_code == 200 else []
     return [line for line in lines if line.startswith(idle) and float(line.rpartition(" ")[2]) != 0]
-
-
-def resident_mib(pid: int) -> float:
-    """VmRSS of a process; see proc(5)."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def check_health(target: Target, watch: HealthWatch, limit_s: float) -> None:

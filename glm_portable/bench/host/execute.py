@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from glm_portable.bench.host.measure import COLUMNS, Load, build_step, engine_alone, served
+from glm_portable.bench.host.load import Load
+from glm_portable.bench.host.measure import COLUMNS, build_step, engine_alone, served
 from glm_portable.bench.host.null import LAYERS, VOCABULARY, null_tokenizer
 from glm_portable.errors import UsageError
 from glm_portable.tokenizer import Tokenizer
@@ -67,9 +68,10 @@ def _column(load: Load, tokenizer: Tokenizer, step_s: float, arithmetic: bool) -
         "detokenising": parts["detokenise"],
         "engine alone": sum(parts.values()),
         "the step beyond the model, under HTTP": outside.added,
-        "engine's thread, CPU": outside.engine_cpu,
-        "server's thread, CPU: application": inside.loop_cpu,
-        "server's thread, CPU: with sockets": outside.loop_cpu,
+        "engine's process, CPU: its thread": outside.engine_thread,
+        "engine's process, CPU": outside.engine_process,
+        "server's process, CPU: application": inside.server_process,
+        "server's process, CPU: with sockets": outside.server_process,
     }
     if arithmetic:
         short = Load(load.sequences, load.input_len, _ARITHMETIC_STEPS, load.sampled)
@@ -81,8 +83,8 @@ def _column(load: Load, tokenizer: Tokenizer, step_s: float, arithmetic: bool) -
 def _table(kind: str, columns: dict[str, Column], step_ms: float) -> Table:
     title = f"{kind}: microseconds a step, and share of a decode step of {step_ms:g} ms"
     caption = (
-        f"Null model of {LAYERS} layers, vocabulary {VOCABULARY:,}. The engine's and the server's "
-        "threads run beside the accelerator and share one interpreter."
+        f"Null model of {LAYERS} layers, vocabulary {VOCABULARY:,}. Both processes run beside the "
+        "accelerator, each in an interpreter of its own: the server's while the engine's goes on."
     )
     table = Table(title=title, caption=caption, box=box.SIMPLE, title_justify="left")
     table.add_column("")

@@ -7,56 +7,30 @@ import sys
 import threading
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from statistics import median
 from typing import Any
 
 import torch
 
+from glm_portable.bench.host.load import PAGE, Load
 from glm_portable.bench.host.null import CALLS_ALONE, VOCABULARY, NullModel
+from glm_portable.bench.host.null_engine import EngineFigures, run_null_engine
 from glm_portable.bench.host.watch import Watch
 from glm_portable.engine.engine import Engine
-from glm_portable.engine.limits import EngineLimits
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.ops import Step
 from glm_portable.serve.app import create_app
 from glm_portable.serve.chat import ChatTemplate
+from glm_portable.serve.remote.client import EngineClient
+from glm_portable.serve.remote.process import start
+from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.server import Server, bind
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
 from glm_portable.tokenizer import Tokenizer
-
-PAGE = 16
-GREEDY = {"temperature": 0.0}
-SAMPLED = {"temperature": 1.0, "top_p": 0.95}
-
-
-@dataclass(frozen=True)
-class Load:
-    """So many sequences after a prompt of so many tokens, for so many steps."""
-
-    sequences: int
-    input_len: int
-    steps: int
-    sampled: bool = False
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return dict(SAMPLED if self.sampled else GREEDY)
-
-    @property
-    def limits(self) -> EngineLimits:
-        length = self.input_len + self.steps + 1
-        return EngineLimits(
-            max_model_len=length,
-            max_num_seqs=self.sequences,
-            max_num_batched_tokens=self.sequences * self.input_len,
-            num_pages=self.sequences * (-(-length // PAGE) + 2),
-            page_size=PAGE,
-        )
-
-    def prompt(self, number: int) -> list[int]:
-        return [256 + (number * 31 + i) % 1000 for i in range(self.input_len)]
 
 
 def engine_alone(load: Load, tokenizer: Tokenizer, *, columns: int) -> dict[str, float]:
@@ -96,38 +70,51 @@ def build_step(load: Load) -> float:
 
 @dataclass(frozen=True)
 class Served:
-    """Seconds a step: by how much it outlasted the model, and what the two threads computed."""
+    """Seconds a step: by how much it outlasted the model, and what was computed by whom."""
 
     added: float
-    engine_cpu: float
-    loop_cpu: float
+    engine_thread: float
+    engine_process: float
+    server_process: float
 
 
 def served(load: Load, tokenizer: Tokenizer, step_s: float, *, socket: bool) -> Served:
-    """Streams of all sequences at once, through the application alone or through sockets."""
-    watch, everyone = Watch(time.perf_counter), threading.Event()
-    model = NullModel(load.sequences, CALLS_ALONE, watch, step_s, everyone)
-    settings = ServerSettings(port=0, served_model_names=("null",))
-    with Engine(model, tokenizer, load.limits) as engine:
-        chat, window = ChatTemplate(None, tokenizer), load.limits.max_model_len
-        service = Service(engine, chat, tokenizer, "glm45", window, settings)
-        watch.threads["engine"] = next(t for t in threading.enumerate() if t.name == "engine")
+    """Streams of all sequences at once, through the application alone or through sockets.
 
-        def open_when_all_are_in() -> None:
-            while not everyone.wait(0.01):
-                stats = engine.stats()
-                if stats.running + stats.waiting == load.sequences:
-                    watch.note_cpu()
-                    everyone.set()
+    The engine is in a process of its own, as under `glm-portable serve`.
+    """
+    told, theirs = Pipe()
+    noted: list[float] = []
 
-        gate = threading.Thread(target=open_when_all_are_in)
+    def note() -> None:
+        noted.append(time.process_time())
+
+    def begin() -> None:
+        told.recv()  # all are in
+        note()
+        told.send(None)
+
+    with start(run_null_engine, load, step_s, theirs) as engine:
+        theirs.close()
+        observed = RequestMetrics(load.limits.max_model_len)
+        stats = told.recv()
+        client = EngineClient(engine.sock, load.limits, tokenizer.vocab_size, stats, observed)
+        gate = threading.Thread(target=begin, daemon=True)
         gate.start()
-        try:
-            (_over_sockets if socket else _in_process)(service, load, watch)
-        finally:
-            everyone.set()
-            gate.join()
-    return Served(watch.period() - step_s, watch.cpu_a_step("engine"), watch.cpu_a_step("server"))
+        (_over_sockets if socket else _in_process)(_service(client, load, tokenizer), load, note)
+        figures: EngineFigures = told.recv()
+    return Served(
+        added=figures.period - step_s,
+        engine_thread=figures.thread,
+        engine_process=figures.process,
+        server_process=(noted[1] - noted[0]) / figures.steps,
+    )
+
+
+def _service(client: EngineClient, load: Load, tokenizer: Tokenizer) -> Service:
+    settings = ServerSettings(port=0, served_model_names=("null",))
+    chat, window = ChatTemplate(None, tokenizer), load.limits.max_model_len
+    return Service(client, chat, tokenizer, "glm45", window, settings, remote=client)
 
 
 def _body(load: Load, number: int) -> dict[str, Any]:
@@ -141,9 +128,13 @@ def _body(load: Load, number: int) -> dict[str, Any]:
     }
 
 
-def _in_process(service: Service, load: Load, watch: Watch) -> None:
-    """The application called as a server calls it, with nobody at the other end."""
-    app = create_app(service)
+def _in_process(service: Service, load: Load, note: Callable[[], None]) -> None:
+    """The application called as a server calls it, with nobody at the other end.
+
+    note: called when all is over.
+    """
+    app, remote = create_app(service), service.remote
+    assert remote is not None
 
     async def one(number: int) -> None:
         body = json.dumps(_body(load, number)).encode()
@@ -162,14 +153,15 @@ def _in_process(service: Service, load: Load, watch: Watch) -> None:
         assert set(statuses) == {200}, statuses
 
     async def everyone() -> None:
+        await remote.connect()
         await asyncio.gather(*map(one, range(load.sequences)))
+        note()
+        await remote.close()
 
-    watch.threads["server"] = threading.current_thread()
     asyncio.run(everyone())
-    watch.note_cpu()
 
 
-def _over_sockets(service: Service, load: Load, watch: Watch) -> None:
+def _over_sockets(service: Service, load: Load, note: Callable[[], None]) -> None:
     """The server itself in a thread, and its clients in a process of their own."""
     ready = threading.Event()
     urls: list[str] = []
@@ -184,12 +176,11 @@ def _over_sockets(service: Service, load: Load, watch: Watch) -> None:
     thread = threading.Thread(target=server.run, args=[[sock]], name="server")
     thread.start()
     ready.wait()
-    watch.threads["server"] = thread
     try:
         bodies = [_body(load, number) for number in range(load.sequences)]
         command = [sys.executable, "-m", "glm_portable.bench.host.client", urls[0]]
         subprocess.run(command, input=json.dumps(bodies).encode(), check=True)
-        watch.note_cpu()
+        note()
     finally:
         server.drain()
         thread.join()

@@ -56,7 +56,7 @@ class Watch:
         for _ in range(_READINGS):
             clock()
         self._tick = (clock() - begin) / (_READINGS + 1)
-        self.threads: dict[str, threading.Thread] = {}
+        self.clocks: dict[str, Callable[[], float]] = {}
         self._cpu: list[dict[str, float]] = []
         self.steps: list[Moments] = []
 
@@ -93,11 +93,11 @@ class Watch:
         return median(after.forward - step.forward for step, after in pairs)
 
     def note_cpu(self) -> None:
-        """Note what each thread has computed so far: before the first step and after the last."""
-        self._cpu.append({name: cpu_seconds(thread) for name, thread in self.threads.items()})
+        """Read every clock of `clocks`: before the first step and after the last."""
+        self._cpu.append({name: clock() for name, clock in self.clocks.items()})
 
     def cpu_a_step(self, name: str) -> float:
-        """Processor seconds of a thread between the two notes, for each step."""
+        """Seconds by a clock between the two notes, for each step."""
         first, last = self._cpu
         return (last[name] - first[name]) / len(self.steps)
 
@@ -107,10 +107,11 @@ class Watch:
         return self.steps[_COLD:-1]
 
 
-def cpu_seconds(thread: threading.Thread) -> float:
-    """Processor time of a running thread."""
+def cpu_of(thread: threading.Thread) -> Callable[[], float]:
+    """A clock of the processor time of a running thread."""
     assert thread.ident is not None
-    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+    number = time.pthread_getcpuclockid(thread.ident)
+    return lambda: time.clock_gettime(number)
 
 
 class WatchedTokenizer:

@@ -1,7 +1,8 @@
-"""Whether a process grew under load: a straight line through its resident memory."""
+"""Whether a server grew under load: a straight line through its resident memory."""
 
 import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +14,40 @@ _EVERY_S = 1.0
 
 
 def resident_mib(pid: int) -> float:
-    """VmRSS of a process; see proc(5). Raises UsageError."""
+    """VmRSS of a process and of the engine and the ranks that it started; see proc(5).
+
+    Raises UsageError if there is no such process.
+    """
+    own = _resident_mib(pid)
+    if own is None:
+        raise UsageError(f"--pid {pid}: there is no such process here.")
+    return own + sum(_resident_mib(other) or 0.0 for other in _started_by(pid))
+
+
+def _resident_mib(pid: int) -> float | None:
+    """None if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:
-        raise UsageError(f"--pid {pid}: there is no such process here.") from None
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+        return None
+    size = status.partition("VmRSS:")[2]
+    return int(size.split()[0]) / 1024 if size else None  # one that is ending has none
+
+
+def _started_by(pid: int) -> Iterator[int]:
+    """Its parts, and theirs; not the process that tries grammars, which ends and begins anew."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return
+    for child in map(int, children):
+        try:
+            command = Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"multiprocessing.spawn" in command:
+            yield child
+            yield from _started_by(child)
 
 
 @dataclass

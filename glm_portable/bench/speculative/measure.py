@@ -13,12 +13,13 @@ from torch import Tensor
 from glm_portable import ops
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
-from glm_portable.engine.core import EngineCore, EngineStats
+from glm_portable.engine.core import EngineCore
 from glm_portable.engine.limits import EngineLimits
 from glm_portable.engine.request import Request
 from glm_portable.engine.sampling import RowSampler
 from glm_portable.engine.scheduler import Sequence as TokenSequence
 from glm_portable.engine.speculative import SpeculativeConfig
+from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.stopping import AnswerText, TextDecoder
 from glm_portable.engine.types import SamplingParams
 from glm_portable.errors import UsageError

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,13 +9,12 @@ from functools import cached_property
 
 from glm_portable.engine.grammar import Grammar, GrammarError, TokenTable, Vocabulary
 from glm_portable.serve.errors import ApiError, bad_request
+from glm_portable.serve.structured.kept import Kept
 from glm_portable.serve.structured.probe import CPU_S, Probe
 from glm_portable.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-MAX_KEPT = 256
-MAX_KEPT_CHARACTERS = 16 * 2**20
 MAX_WAITING = 64
 
 
@@ -28,6 +25,11 @@ def token_table(tokenizer: Tokenizer) -> TokenTable:
         tuple(tokenizer.control_tokens.values()),
         tokenizer.eos_token_id,
     )
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """A tokenizer's, to compile grammars with."""
+    return Vocabulary(token_table(tokenizer), tokenizer.encode)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,8 @@ class Compiler:
         self._tokenizer, self._cpu_s = tokenizer, cpu_s
         self._writers = ThreadPoolExecutor(4, thread_name_prefix="grammar-text")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        self._kept: OrderedDict[str, Grammar | str] = OrderedDict()
-        self._characters = self._waiting = 0
-        self._lock = threading.Lock()  # guards what is kept
+        self._kept: Kept[Grammar | str] = Kept()
+        self._waiting = 0
 
     def prepare(self) -> None:
         """Make ready what the first grammar needs: for a large vocabulary that takes seconds."""
@@ -69,7 +70,7 @@ class Compiler:
         self._waiting += 1
         try:
             wanted = await loop.run_in_executor(self._writers, write)
-            result = self._find(wanted.text)
+            result = self._kept.find(wanted.text)
             if result is None:
                 result = await loop.run_in_executor(self._thread, self._compile, wanted.text)
         finally:
@@ -82,15 +83,9 @@ class Compiler:
         """GBNF as Lark; for `write`. Raises GrammarError."""
         return self._probe.from_gbnf(text)
 
-    def _find(self, text: str) -> Grammar | str | None:
-        with self._lock:
-            if text in self._kept:
-                self._kept.move_to_end(text)
-            return self._kept.get(text)
-
     def _compile(self, text: str) -> Grammar | str:
         """The grammar, or why it is refused."""
-        result = self._find(text)  # it may have been compiled while this one waited
+        result = self._kept.find(text)  # it may have been compiled while this one waited
         if result is None:
             try:
                 self._probe.check(text)
@@ -98,15 +93,8 @@ class Compiler:
             except GrammarError as error:
                 log.info("refused a grammar: %.500s", error.reason)
                 result = str(error)
-            self._keep(text, result)
+            self._kept.keep(text, result)
         return result
-
-    def _keep(self, text: str, result: Grammar | str) -> None:
-        with self._lock:
-            self._kept[text] = result
-            self._characters += len(text)
-            while len(self._kept) > MAX_KEPT or self._characters > MAX_KEPT_CHARACTERS:
-                self._characters -= len(self._kept.popitem(last=False)[0])
 
     @cached_property
     def _table(self) -> TokenTable:

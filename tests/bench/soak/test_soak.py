@@ -5,6 +5,8 @@ import itertools
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import pytest
@@ -151,8 +153,23 @@ def test_memory_that_grows() -> None:
     assert Memory([0, 1], [100, 50]).drift(1) == 0
 
 
+def begin_and_wait(begun: Event, go_on: Event) -> None:
+    begun.set()
+    go_on.wait()
+
+
 def test_memory_of_a_process() -> None:
     assert resident_mib(os.getpid()) > 10
+    context = get_context("spawn")
+    begun, go_on = context.Event(), context.Event()
+    engine = context.Process(target=begin_and_wait, args=(begun, go_on))
+    alone = resident_mib(os.getpid())
+    engine.start()
+    begun.wait()
+    with_engine = resident_mib(os.getpid())
+    go_on.set()
+    engine.join()
+    assert with_engine > alone + 1  # an interpreter
     with pytest.raises(UsageError, match="--pid 999999999: there is no such process"):
         resident_mib(999999999)
 

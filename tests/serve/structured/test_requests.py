@@ -12,6 +12,7 @@ import pytest
 
 from glm_portable.engine.types import Delta
 from glm_portable.serve.structured import compiler as compilers
+from glm_portable.serve.structured import kept as memory
 from glm_portable.serve.structured.compiler import Compiler, Wanted
 from tests.serve.conversation import CALL, HI, TIME, WEATHER, chat
 from tests.serve.fake_engine import TOKENIZER, WAIT_S, Running, eventually, says
@@ -273,7 +274,7 @@ def test_too_many_waiting_grammars_are_turned_away(
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilers, "MAX_KEPT", 2)
+    monkeypatch.setattr(memory, "MAX_KEPT", 2)
     compiler, tried = Compiler(TOKENIZER), []
     monkeypatch.setattr(compiler, "_probe", Held())
     monkeypatch.setattr(Held, "check", lambda self, text: tried.append(text))
@@ -289,9 +290,9 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask("a") is first
     ask("b")
     assert [text[8] for text in tried] == ["a", "b", "c", "b"]
-    monkeypatch.setattr(compilers, "MAX_KEPT_CHARACTERS", 5)
+    monkeypatch.setattr(memory, "MAX_KEPT_CHARACTERS", 5)
     ask("d")
-    assert len(compiler._kept) == compiler._characters == 0
+    assert len(compiler._kept) == compiler._kept._characters == 0
 
 
 def test_an_error_in_the_middle_ends_the_request(server: Running, http: httpx.Client) -> None:
