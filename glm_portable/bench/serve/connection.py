@@ -1,7 +1,7 @@
 """HTTP connections that read thousands of small pieces a second, and note when each one came.
 
 httpx takes several times the processor time for a piece; at 256 streams the client would be what
-is measured. h11 does the protocol.
+is measured. So httptools reads the answers; h11 writes the requests.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import h11
+import httptools
 
 from glm_portable.errors import UsageError
 
@@ -55,14 +56,23 @@ class Broken(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """One connection; one request at a time."""
+    """One connection; one request at a time.
+
+    The methods from on_header to on_message_complete are what httptools calls.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._http = h11.Connection(h11.CLIENT)
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[None] | None = None
         self._on_data: OnData = lambda data, now: None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Expect an answer."""
+        self._parser = httptools.HttpResponseParser(self)
+        self._now = 0.0
+        self._until_close, self._keep_alive = True, False
         self.status, self.text = 0, b""
 
     @property
@@ -79,21 +89,15 @@ class Connection(asyncio.Protocol):
         """
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
-        self._on_data, self.status, self.text = on_data, 0, b""
-        length = {"content-length": str(len(body))}
-        request = h11.Request(
-            method="POST", target=path, headers=list({**headers, **length}.items())
-        )
-        sent = [self._http.send(event) for event in (request, h11.Data(body), h11.EndOfMessage())]
-        self._transport.write(b"".join(piece or b"" for piece in sent))
+        self._on_data = on_data
+        self._begin()
+        self._transport.write(_request(path, headers, body))
         try:
             await self._answer
         except BaseException:
             self.close()
             raise
-        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
-        else:
+        if not self._keep_alive:
             self.close()
 
     def close(self) -> None:
@@ -105,37 +109,42 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        now = self._clock()
-        self._read(data, now)
+        self._now = self._clock()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._end(Broken(f"the answer is no HTTP ({error})"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is None:
-            self._read(b"", self._clock())  # an end of file may be the end of the answer
-        self._end(Broken(f"the connection broke ({exc})"))
+        if exc is not None:
+            self._end(Broken(f"the connection broke ({exc})"))
+        elif self.status and self._until_close:
+            self._end(None)  # its length was not told, so this is its end
+        else:
+            when = "in the middle of" if self.status else "before"
+            self._end(Broken(f"the server closed the connection {when} its answer"))
         if self._transport is not None:
             self._transport.close()
 
-    def _read(self, data: bytes, now: float) -> None:
-        try:
-            self._http.receive_data(data)
-            while self._answer is not None:
-                event = self._http.next_event()
-                if isinstance(event, h11.Response):
-                    self.status = event.status_code
-                elif isinstance(event, h11.Data) and self.status == 200:
-                    self._on_data(bytes(event.data), now)
-                elif isinstance(event, h11.Data):
-                    self.text += event.data
-                elif isinstance(event, h11.EndOfMessage):
-                    self._end(None)
-                elif not isinstance(event, h11.InformationalResponse):
-                    return  # it needs more data, or the connection is closed
-        except h11.RemoteProtocolError as error:
-            if data:
-                self._end(Broken(f"the answer is no HTTP ({error})"))
-            else:
-                when = "in the middle of" if self.status else "before"
-                self._end(Broken(f"the server closed the connection {when} its answer"))
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._until_close = False
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200:  # what comes before is information
+            self.status = status
+
+    def on_body(self, data: bytes) -> None:
+        if self.status == 200:
+            self._on_data(data, self._now)
+        else:
+            self.text += data
+
+    def on_message_complete(self) -> None:
+        if self.status:
+            self._keep_alive = self._parser.should_keep_alive()
+            self._end(None)
 
     def _end(self, error: Broken | None) -> None:
         answer, self._answer = self._answer, None
@@ -145,6 +154,13 @@ class Connection(asyncio.Protocol):
             answer.set_result(None)
         else:
             answer.set_exception(error)
+
+
+def _request(path: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    every = [*headers.items(), ("content-length", str(len(body)))]
+    head = h11.Request(method="POST", target=path, headers=every)
+    http = h11.Connection(h11.CLIENT)
+    return b"".join(http.send(event) or b"" for event in (head, h11.Data(body), h11.EndOfMessage()))
 
 
 class Pool:

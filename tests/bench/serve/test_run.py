@@ -40,6 +40,18 @@ def test_an_answer_in_pieces_of_any_size(size: int) -> None:
     assert record.success and record.text == "ab" and record.output_tokens == 2, record.error
 
 
+def test_an_answer_of_untold_length_ends_with_the_connection() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    double = Double([head, token("a"), usage(1) + DONE], close=True)
+    assert all(record.success for record in ask(double, 2).records) and double.connections == 2
+
+
+def test_a_connection_that_the_server_ends_is_not_used_again() -> None:
+    head = HEAD.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+    double = Double([head, *WHOLE[1:]])
+    assert all(record.success for record in ask(double, 2).records) and double.connections == 2
+
+
 def test_one_connection_serves_many_requests_and_says_what_was_asked() -> None:
     double = Double(WHOLE)
     headers = {"authorization": "Bearer k"}
