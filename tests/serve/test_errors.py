@@ -203,7 +203,7 @@ def test_if_one_of_several_prompts_is_refused_none_runs(
     server: Running, http: httpx.Client
 ) -> None:
     server.engine.script = lambda request: []
-    error_of(http.post(COMPLETIONS, json={"prompt": ["a", "word " * 2 * WINDOW]}), 400)
+    error_of(http.post(COMPLETIONS, json={"prompt": [[5], [5] * (WINDOW + 1)]}), 400)
     assert [request.cancelled.is_set() for request in server.engine.requests] == [True]
     eventually(lambda: not server.service.running)
 
