@@ -139,7 +139,7 @@ def test_a_server_ends_under_load(
         assert doomed.process.wait(WAIT_S) in exits
         assert answers(url)  # by the one that is left
     cut = results.count("cut")
-    assert results.count("whole") == REQUESTS - cut, results
+    assert results.count("whole") == REQUESTS - cut, sorted({*results} - {"whole", "cut"})
     if end == signal.SIGTERM or not stream:
         assert cut == 0
     else:  # at most those that the dead server was answering
