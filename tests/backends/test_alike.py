@@ -59,11 +59,14 @@ def failed(backend: Ops, cases: list[Case], dtype: torch.dtype) -> list[str]:
     return [f"{c.subject}, {c.name}: {f}" for c in found for f in c.findings]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+NATIVE = ("native", torch.bfloat16)  # which is all that it is for
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype"), [NATIVE, *(("oneDNN", d) for d in DTYPES)], indirect=["kernel"], ids=str
+)
 def test_verify_ops_finds_nothing(kernel: str, dtype: torch.dtype) -> None:
     """Neither in the numbers nor in the promise."""
-    if kernel == "native" and dtype == torch.float32:
-        pytest.skip("the native kernel is for BF16")
     assert failed(ROWS_ALIKE, SMALL, dtype) == []
 
 
@@ -89,13 +92,16 @@ def test_the_default_kernels_could_not_promise_it(monkeypatch: pytest.MonkeyPatc
     assert any("against the promise" in finding for finding in failed(promised, cases, DTYPES[0]))
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [NATIVE, *(("oneDNN", d) for d in (*DTYPES, torch.float64))],
+    indirect=["kernel"],
+    ids=str,
+)
 @pytest.mark.parametrize("width", [20, 65, 176])
 def test_every_row_of_any_number_of_rows(
     kernel: str, two_threads: None, dtype: torch.dtype, width: int
 ) -> None:
-    if kernel == "native" and dtype != torch.bfloat16:
-        pytest.skip("the native kernel is for BF16")
     x = normal(TOKENS[-1], width).to(dtype)
     packed = alike.pack(weight(37, width, dtype=dtype))
     gate, bias = normal(16, width, seed=3), normal(16, seed=4)

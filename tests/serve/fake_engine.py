@@ -134,8 +134,11 @@ class FakeEngine:
 
     def _answer(self, request: Submitted) -> None:
         scores = scores_of(request.prompt_ids) if request.params.prompt_logprobs is not None else ()
+        # Only where asked for, as from the engine: without them the server takes shorter ways.
+        asked = request.params.logprobs is not None
         for delta in self.script(request):
-            request.send(replace(delta, prompt_logprobs=scores))
+            tokens = delta.logprobs if asked else ()
+            request.send(replace(delta, logprobs=tokens, prompt_logprobs=scores))
             scores = ()
 
     def wait_for(self, count: int) -> list[Submitted]:

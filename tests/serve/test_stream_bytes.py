@@ -99,6 +99,17 @@ def test_a_chunk_with_nothing_but_text_is_like_any_other(
     assert sorted(short.split("\n\n")) == sorted(streamed(http, path, body).split("\n\n"))
 
 
+def test_thinking_and_text_stay_apart(server: Running, http: httpx.Client) -> None:
+    """Also in the pieces that are nothing but text."""
+    server.engine.script = lambda request: says(THOUGHT + " An answer.")
+    message = http.post(CHAT, json={"messages": HI}).json()["choices"][0]["message"]
+    events = streamed(http, CHAT, {"messages": HI}).split("\n\n")[:-2]
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in events]
+    for field in ("reasoning_content", "content"):
+        pieces = [delta[field] for delta in deltas if delta.get(field)]
+        assert "".join(pieces) == message[field] and len(pieces) > 2
+
+
 def ask(version: str, then: str) -> bytes:
     body = json.dumps({"messages": HI, "stream": True})
     head = f"POST {CHAT} HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"

@@ -139,7 +139,7 @@ def test_requests_are_not_mixed_up() -> None:
                 await stream.wait()
                 assert stream.tokens == answer([n, 5, n % 3], 5, eos=None)
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_a_step_is_one_message() -> None:
@@ -213,7 +213,7 @@ def test_what_the_client_cannot_know_ends_the_request_with_its_reason() -> None:
             assert last.finish_reason == "error" and "shutting down" in (last.error or "")
             assert client.stats().waiting == 0
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_a_request_that_the_engine_fails_to_begin_ends_alone(
@@ -229,7 +229,7 @@ def test_a_request_that_the_engine_fails_to_begin_ends_alone(
             client.submit([2], GREEDY, other)
             assert (await other.wait()).finish_reason == "length"
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_a_cancelled_request_is_freed_and_heard_of_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_a_cancelled_request_is_freed_and_heard_of_no_more(monkeypatch: pytest.M
             await client.observe()  # behind them
             assert not cancelled.is_set()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_requests_on_their_way_are_waiting() -> None:
@@ -279,7 +279,7 @@ def test_requests_on_their_way_are_waiting() -> None:
                 await stream.wait()
             await until(client, waiting=0, running=0, generation_tokens=15)
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_name_priority_and_salt_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def test_name_priority_and_salt_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
             await stream.wait()
             assert seen == {"name": "me", "priority": -3, "cache_salt": "\ud800"}
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_a_receiver_that_raises_gives_up_its_own_request_alone() -> None:
@@ -314,7 +314,7 @@ def test_a_receiver_that_raises_gives_up_its_own_request_alone() -> None:
             await until(client, running=0, waiting=0)
             assert not client._receivers
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_what_the_engine_observed_is_fetched() -> None:
@@ -331,7 +331,7 @@ def test_what_the_engine_observed_is_fetched() -> None:
             found = families["vllm:request_prompt_tokens"].samples
             assert [s.value for s in found if s.name.endswith("_sum")] == [3]
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_an_engine_that_does_not_say_what_it_saw_holds_nobody(
@@ -345,9 +345,10 @@ def test_an_engine_that_does_not_say_what_it_saw_holds_nobody(
             client = client_of(engine, ours, VOCAB)
             await client.connect()
             await client.observe()
+            assert not client.ended
             await client.close()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def grammar_of(text: str) -> Grammar:
@@ -399,7 +400,7 @@ def test_a_grammar_that_cannot_be_compiled_ends_its_request(
             assert last.finish_reason == "error" and sentence in (last.error or "")
             assert client.stats().waiting == 0
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_a_grammar_being_compiled_holds_nobody_and_can_be_cancelled() -> None:
@@ -436,7 +437,7 @@ def test_a_grammar_being_compiled_holds_nobody_and_can_be_cancelled() -> None:
             sizes = [len(stream.tokens) for stream in (first, other, last, after)]
             assert engine.stats().generation_tokens == sum(sizes)
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_an_engine_that_goes_ends_every_request_with_an_error() -> None:
@@ -466,7 +467,7 @@ def test_an_engine_that_goes_ends_every_request_with_an_error() -> None:
             await client.observe()
             await client.close()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_an_end_that_was_asked_for_is_no_failure() -> None:
@@ -477,7 +478,7 @@ def test_an_end_that_was_asked_for_is_no_failure() -> None:
             await client.close()
             assert ends == [] and not client.ended
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_an_engine_that_talks_nonsense_is_given_up() -> None:
@@ -493,7 +494,7 @@ def test_an_engine_that_talks_nonsense_is_given_up() -> None:
             assert (await stream.wait()).error == ENDED
             assert client.ended
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_a_delta_that_is_too_large_to_be_sent_ends_its_request_alone(
@@ -513,7 +514,7 @@ def test_a_delta_that_is_too_large_to_be_sent_ends_its_request_alone(
             assert small.tokens == answer([2], 5, eos=None)
             assert set(cancelled) == {"0"}
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
 
 
 def test_a_server_that_does_not_read_holds_nobody() -> None:
