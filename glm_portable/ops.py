@@ -20,6 +20,8 @@ import pkgutil
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import add
 from types import ModuleType
 from typing import Any, Protocol, cast
 
@@ -29,6 +31,9 @@ from torch import Tensor
 
 from glm_portable.config import ModelConfig
 from glm_portable.errors import UsageError
+
+_ALIGNMENT = 4
+"""Of int32: 16 bytes, from which on a compiled kernel reads several numbers at once."""
 
 
 @dataclass(frozen=True)
@@ -141,47 +146,77 @@ class Step:
         device: torch.device,
     ) -> "Step":
         """Lay out sequences given as (tokens already cached, tokens in this step, pages)."""
-        starts = np.array([s for s, _, _ in sequences], dtype=np.int64)
-        counts = np.array([n for _, n, _ in sequences], dtype=np.int64)
-        table = _padded([pages for _, _, pages in sequences])
-        ends = counts.cumsum()
-        if (counts == 1).all():  # one token each: the usual step
-            owner, positions = np.arange(len(sequences)), starts
+        starts, counts, tables = zip(*sequences, strict=True)
+        ends, lengths = tuple(accumulate(counts)), tuple(map(add, starts, counts))
+        small, sizes = _int32(ends, lengths, tables)
+        large: Any  # a buffer
+        if counts.count(1) == len(counts):
+            large = _usual_slots(starts, tables, page_size)
         else:
-            owner = np.repeat(np.arange(len(sequences)), counts)
-            positions = np.arange(ends[-1]) - (ends - counts)[owner] + starts[owner]
-        page, offset = np.divmod(positions, page_size)
-        slots = table[owner, page] * np.int64(page_size) + offset
-        lengths = starts + counts
-
-        def on_device(numbers: np.ndarray[Any, Any]) -> Tensor:
-            return torch.from_numpy(numbers).to(device)
-
+            table_BP = np.frombuffer(small, np.int32)[-sizes[-1] :].reshape(len(counts), -1)
+            large = _slots(starts, counts, table_BP, page_size)
+        # Two copies and not five: after each of them the host waits for an accelerator.
+        slots_T, positions_T = torch.frombuffer(large, dtype=torch.int64).to(device).view(2, -1)
+        ends_B, _, lengths_B, _, pages = (
+            torch.frombuffer(small, dtype=torch.int32).to(device).split_with_sizes(sizes)
+        )
         return cls(
-            positions_T=on_device(positions),
-            slots_T=on_device(slots),
-            query_ends_B=on_device(ends.astype(np.int32)),
-            kv_lengths_B=on_device(lengths.astype(np.int32)),
-            block_table_BP=on_device(table),
-            query_ends=tuple(ends.tolist()),
-            kv_lengths=tuple(lengths.tolist()),
+            positions_T=positions_T,
+            slots_T=slots_T,
+            query_ends_B=ends_B,
+            kv_lengths_B=lengths_B,
+            block_table_BP=pages.view(len(ends), -1),
+            query_ends=ends,
+            kv_lengths=lengths,
         )
 
 
 def ids(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Tokens or row numbers as int64; by way of numpy, which reads a list several times faster."""
-    return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)
+    """Tokens or row numbers, at least one, as int64."""
+    # By way of an array, which reads a list several times faster.
+    return torch.frombuffer(array("q", numbers), dtype=torch.int64).to(device)
 
 
-def _padded(tables: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
-    """Block tables as one, int32, in which page 0 follows the last of each."""
-    width = max(map(len, tables))
-    zeros, flat = array("i", bytes(4 * width)), array("i")
+def _int32(
+    ends: Sequence[int], lengths: Sequence[int], tables: Sequence[Sequence[int]]
+) -> tuple["array[int]", list[int]]:
+    """The numbers of a step that are int32, one after another, and the sizes of the five parts.
+
+    Behind `ends` and behind `lengths` is a gap, so that what follows them is aligned. Of the block
+    tables, page 0 follows the last of each.
+    """
+    batch, width = len(ends), max(map(len, tables))
+    gap, zeros = array("i", bytes(4 * (-batch % _ALIGNMENT))), array("i", bytes(4 * width))
+    flat = array("i", ends) + gap
+    flat.extend(lengths)
+    flat += gap
     for pages in tables:
         flat.extend(pages)
         if len(pages) < width:
             flat.extend(zeros[len(pages) :])
-    return np.frombuffer(flat, dtype=np.int32).reshape(len(tables), width)
+    return flat, [batch, len(gap), batch, len(gap), batch * width]
+
+
+def _usual_slots(
+    starts: Sequence[int], tables: Sequence[Sequence[int]], page_size: int
+) -> "array[int]":
+    """Slots and then positions where each sequence has one token: sooner done than by numpy."""
+    pairs = zip(starts, tables, strict=True)
+    slots = [pages[at // page_size] * page_size + at % page_size for at, pages in pairs]
+    return array("q", [*slots, *starts])
+
+
+def _slots(
+    starts: Sequence[int], counts: Sequence[int], table_BP: np.ndarray[Any, Any], page_size: int
+) -> np.ndarray[Any, Any]:
+    """Slots and then positions, int64."""
+    counts_B = np.array(counts)
+    owner_T = np.repeat(np.arange(len(counts)), counts_B)
+    before_B = counts_B.cumsum() - counts_B
+    positions_T = np.arange(len(owner_T)) + (np.array(starts) - before_B)[owner_T]
+    page_T, offset_T = np.divmod(positions_T, page_size)
+    slots_T = table_BP[owner_T, page_T] * np.int64(page_size) + offset_T
+    return np.concatenate((slots_T, positions_T))
 
 
 def decode_step(
