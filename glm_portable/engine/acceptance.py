@@ -11,20 +11,19 @@ alone, an answer has the same tokens with drafts as without, whatever they are.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+from msgspec import Struct
 from torch import Tensor
 
 from glm_portable.engine.request import Request
-from glm_portable.engine.sampling import RowSampler, Sampled, sample
+from glm_portable.engine.sampling import RowSampler, Sampled, Sampler
 from glm_portable.engine.types import Delta
 from glm_portable.ops import ids
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(eq=False, slots=True)
-class Turn:
+class Turn(Struct, eq=False):
     """One request's part of a step.
 
     row: the row of its first logits; those of its drafts come after it. deltas: what it gained, a
@@ -34,7 +33,7 @@ class Turn:
     request: Request
     row: int
     drafts: Sequence[int] = ()
-    deltas: list[Delta] = field(default_factory=list)
+    deltas: list[Delta] = []
     failed: bool = False
 
     @property
@@ -85,32 +84,32 @@ class Turn:
         return delta
 
 
-def accept(turns: Sequence[Turn], logits_RV: Tensor, vocab_size: int) -> None:
+def accept(turns: Sequence[Turn], logits_RV: Tensor, sampler: Sampler) -> None:
     """Give each turn's request its tokens: the drafts that are right, and the one after them.
 
     logits_RV: at the last known token of each turn, and at each of its drafts. All rows are sampled
     at once, but for those of requests whose logits depend on the token before.
     """
     if not any([turn.drafts for turn in turns]):
-        sampled = sample(logits_RV, [turn.request.row for turn in turns], vocab_size)
+        sampled = sampler.sample(logits_RV, [turn.request.row for turn in turns])
         for turn, one in zip(turns, sampled, strict=True):
             turn.append(one)
         return
     left = list(turns)
     while left:
         rows: list[int] = []
-        samplers: list[RowSampler] = []
+        rows_of: list[RowSampler] = []
         ahead: list[int] = []
         ends = []
         for turn in left:
             reach, begin = turn.reach, turn.row + len(turn.deltas)
             rows += range(begin, begin + reach)
-            samplers += [turn.request.row] * reach
+            rows_of += [turn.request.row] * reach
             ahead += range(reach)
             ends.append(len(rows))
         whole = len(rows) == len(logits_RV)
         chosen_RV = logits_RV if whole else logits_RV[ids(rows, logits_RV.device)]
-        sampled = sample(chosen_RV, samplers, vocab_size, ahead)
+        sampled = sampler.sample(chosen_RV, rows_of, ahead)
         begins = [0, *ends[:-1]]
         left = [
             turn

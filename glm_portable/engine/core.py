@@ -21,6 +21,7 @@ from glm_portable.engine.limits import EngineLimits
 from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer, note_tokens
 from glm_portable.engine.request import Request
+from glm_portable.engine.sampling import Sampler
 from glm_portable.engine.scheduler import Chunk, Scheduler
 from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.stats import EngineStats
@@ -85,6 +86,7 @@ class EngineCore:
         self._num_drafts = self._num_draft_tokens = 0
         self._accepted_by_position = [0] * num_drafts
         self._caches = model.allocate(limits.num_pages, limits.page_size)
+        self._sampler = Sampler(vocab_size)
         self._drafter: Drafter | None = None
         if speculative is not None:
             self._drafter = Drafter(model, self._caches, speculative, vocab_size, limits.page_size)
@@ -176,7 +178,7 @@ class EngineCore:
         if turns:
             whole = len(rows) == len(token_ids)
             sampled_RD = hidden_TD if whole else hidden_TD[ids(rows, device)]
-            accept(turns, self.model.logits(sampled_RD), self.vocab_size)
+            accept(turns, self.model.logits(sampled_RD), self._sampler)
         return hidden_TD, turns
 
     def _score_prompt(

@@ -199,7 +199,7 @@ class Engine:
             num_prompt_tokens=len(prompt_ids),
             eos_ids=eos_ids,
             text=AnswerText(self._tokenizer.stream(), params.stop),
-            row=RowSampler(params, seed, stop_ids, prompt_ids, self._vocab_size),
+            row=RowSampler(params, seed, stop_ids, prompt_ids),
             prompt_logprobs=PromptLogprobs.of(prompt_ids, params.prompt_logprobs, self._vocab_size),
         )
 

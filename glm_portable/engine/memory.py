@@ -9,7 +9,7 @@ import torch
 from glm_portable.config import ModelConfig
 from glm_portable.engine.core import LanguageModel
 from glm_portable.engine.limits import MEMORY_FRACTION, StepShape, mib
-from glm_portable.engine.sampling import RowSampler, sample
+from glm_portable.engine.sampling import RowSampler, Sampler
 from glm_portable.engine.types import SamplingParams
 from glm_portable.errors import UsageError
 from glm_portable.ops import Step
@@ -129,8 +129,8 @@ def _largest_step(model: LanguageModel, shape: StepShape, page_size: int, num_dr
     hidden_TD = model.forward(ids_T, step, model.allocate(1, page_size))
     rows = min(_sampled_rows(shape, num_drafts), len(ids_T))
     params = SamplingParams(temperature=1.0, top_p=0.9)
-    samplers = [RowSampler(params, 0, frozenset(), [0], vocab) for _ in range(rows)]
-    sample(model.logits(hidden_TD[:rows]), samplers, vocab)
+    samplers = [RowSampler(params, 0, frozenset(), [0]) for _ in range(rows)]
+    Sampler(vocab).sample(model.logits(hidden_TD[:rows]), samplers)
 
 
 def _sampled_rows(shape: StepShape, num_drafts: int) -> int:

@@ -1,67 +1,31 @@
 """From logits to the next token of each row; rows are independent of each other.
 
 The order is vLLM's: logit_bias and min_tokens, penalties, the grammar's mask, temperature, min_p,
-top_k, top_p. Every filter keeps tokens by their value and so keeps all that tie with the last one
-kept: what a filter keeps does not depend on how a backend orders equal values.
-
-A draw inverts the cumulative distribution at one number in [0, 1) that is a hash of the request's
-seed and of the token's position in the answer. It is the same on every device, after a
-preemption, and whatever else is in the batch.
+top_k, top_p.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from struct import Struct
+from operator import is_
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from glm_portable.engine import grammar
+from glm_portable.engine.drawing import Filters, Rows, column, uniform
 from glm_portable.engine.grammar import GrammarState, Words
 from glm_portable.engine.logprobs import token_logprobs
+from glm_portable.engine.penalties import History, add_biases, penalize, remove
 from glm_portable.engine.types import SamplingParams, TokenLogprob
-
-_CANDIDATES = 256
-"""How many of the largest probabilities top_p looks at first."""
-
-_COLDEST = torch.finfo(torch.float32).tiny
-"""The least temperature to divide by."""
-
-_KEY = Struct("<QQ")
-
-
-class History:
-    """What a request's penalties need to know: which tokens it has seen, and how often it wrote.
-
-    seen_V: bool, in prompt or output. counts_V: float32, occurrences in the output.
-    """
-
-    def __init__(self, prompt_ids: Sequence[int], vocab_size: int, device: torch.device) -> None:
-        self.seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self.seen_V[torch.tensor(prompt_ids, dtype=torch.int64, device=device)] = True
-        self.counts_V = torch.zeros(vocab_size, device=device)
-
-    def append(self, token_id: int) -> None:
-        self.seen_V[token_id] = True
-        self.counts_V[token_id] += 1
-
-    def penalize(self, logits_V: Tensor, params: SamplingParams) -> None:
-        """Repetition (Keskar et al. 2019), then frequency and presence (OpenAI), in place."""
-        penalty = params.repetition_penalty
-        repeated_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
-        logits_V.copy_(torch.where(self.seen_V, repeated_V, logits_V))
-        logits_V -= params.frequency_penalty * self.counts_V
-        logits_V -= params.presence_penalty * (self.counts_V > 0)
 
 
 class RowSampler:
     """One request's parameters and its progress, kept from its first token to its last.
 
-    stop_ids: the tokens that would end it, held back until min_tokens have been generated.
-    vocab_size: how many tokens there are to choose from.
+    stop_ids: the tokens that would end it, held back until min_tokens have been generated. history:
+    what its penalties need, if it has any. state: of its grammar.
     """
 
     def __init__(
@@ -70,21 +34,15 @@ class RowSampler:
         seed: int,
         stop_ids: Iterable[int],
         prompt_ids: Iterable[int],
-        vocab_size: int,
     ) -> None:
         self.params, self.seed, self.num_generated = params, seed, 0
-        self._stop_ids, self._vocab_size = sorted(stop_ids), vocab_size
-        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
-        self._penalizes = penalties != (1, 0, 0)
-        # Asked for every token, so that what never changes is told once.
-        self._always_adjusts = bool(
-            self._penalizes or params.logit_bias or params.grammar is not None
-        )
+        self._stop_ids = sorted(stop_ids)
         self._held_until = params.min_tokens if self._stop_ids else 0
-        self._prompt_ids = tuple(prompt_ids) if self._penalizes else ()
-        # Made when first needed: a request that waits should not take the vocabulary's size.
-        self._history: History | None = None
+        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+        self.history = None if penalties == (1, 0, 0) else History(prompt_ids)
         self.state: GrammarState | None = None if params.grammar is None else params.grammar.start()
+        # Asked for every token, so that what never changes is told once.
+        self._always_adjusts = bool(self.history or params.logit_bias or self.state is not None)
 
     @property
     def adjusts(self) -> bool:
@@ -107,19 +65,10 @@ class RowSampler:
             if rest_W.any():
                 words_W[:] = rest_W
 
-    def adjust(self, logits_V: Tensor) -> None:
-        """Apply bias, min_tokens and penalties in place."""
-        device = logits_V.device
-        if self.params.logit_bias:
-            ids = torch.tensor(list(self.params.logit_bias), device=device)
-            bias = torch.tensor(list(self.params.logit_bias.values()), device=device)
-            logits_V[ids] += bias.to(logits_V.dtype)
-        if self._holds and self.state is None:
-            logits_V[torch.tensor(self._stop_ids, device=device)] = float("-inf")
-        if self._penalizes:
-            if self._history is None:
-                self._history = History(self._prompt_ids, self._vocab_size, device)
-            self._history.penalize(logits_V, self.params)
+    @property
+    def removed_ids(self) -> Sequence[int]:
+        """What it must not choose next, the grammar aside."""
+        return self._stop_ids if self._holds and self.state is None else ()
 
     @property
     def complete(self) -> bool:
@@ -133,14 +82,13 @@ class RowSampler:
     def append(self, token_id: int) -> None:
         """The token that was chosen."""
         self.num_generated += 1
-        if self._history is not None:
-            self._history.append(token_id)
+        if self.history is not None:
+            self.history.append(token_id)
         if self.state is not None:
             self.state.append(token_id)
 
 
-@dataclass(slots=True)
-class Sampled:
+class Sampled(msgspec.Struct, gc=False):
     """A row's next token, and its log probability if the request asked for it.
 
     token_id is None where there is none to choose: error says why.
@@ -151,48 +99,86 @@ class Sampled:
     error: str = "The model returned no finite logits for this request."
 
 
-def sample(
-    logits_RV: Tensor,
-    rows: Sequence[RowSampler],
-    vocab_size: int,
-    ahead: Sequence[int] | None = None,
-) -> list[Sampled]:
-    """Choose a token for each row.
+class _Plan:
+    """What the parameters of a step's rows come to. width: how many tokens to choose from."""
 
-    logits_RV: of the model, float32 or wider; rows of the vocabulary from vocab_size on are ones
-    that no token has, and are never chosen nor reported. ahead: how many tokens lie between what a
-    row's request has and the token to choose, where any do; such a row must not adjust its logits.
+    def __init__(self, params: list[SamplingParams], width: int, device: torch.device) -> None:
+        self.params = params
+        self.drawn = [row for row, p in enumerate(params) if p.temperature > 0]
+        self.drawn_rows = Rows(self.drawn, len(params), device)
+        self.filters = Filters([params[row] for row in self.drawn], width, device)
+        self.scored = [row for row, p in enumerate(params) if p.logprobs is not None]
+
+    def serves(self, params: list[SamplingParams]) -> bool:
+        """Whether these are the very same objects: comparing what is in them would take longer."""
+        return len(params) == len(self.params) and all(map(is_, params, self.params))
+
+
+class Sampler:
+    """Chooses tokens by the logits of one model.
+
+    vocab_size: columns of the logits from there on are ones that no token has, and are never
+    chosen nor reported.
     """
-    choices_RV = logits_RV[:, :vocab_size].float()
-    adjusted = any([row.adjusts for row in rows])  # a list: a generator is slower
-    if adjusted:
-        choices_RV = choices_RV.clone()  # .float() may have copied nothing
-        for logits_V, row in zip(choices_RV, rows, strict=True):
-            if row.adjusts:
-                row.adjust(logits_V)
-        mask(choices_RV, rows)
-    best_R, token_R = choices_RV.max(dim=-1)
-    drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
-    ahead = ahead or [0] * len(rows)
-    if len(drawn) == len(rows):
-        token_R = draw(choices_RV, rows, ahead)
-    elif drawn:
-        token_R[drawn] = draw(
-            choices_RV[drawn], [rows[index] for index in drawn], [ahead[index] for index in drawn]
-        )
-    reported = logprobs(logits_RV, rows, token_R, vocab_size)
-    # NaN counts as the largest value, so the best one tells about the whole row.
-    found = [
-        Sampled(token_id, reported.get(index)) if math.isfinite(best) else Sampled(None)
-        for index, (token_id, best) in enumerate(
-            zip(token_R.tolist(), best_R.tolist(), strict=True)
-        )
-    ]
-    if adjusted:
-        for index, row in enumerate(rows):
-            if row.state is not None and row.state.failure is not None:
-                found[index] = Sampled(None, error=row.state.failure)
-    return found
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._plan: _Plan | None = None  # the last one: mostly the next step has the same requests
+
+    def sample(
+        self, logits_RV: Tensor, rows: Sequence[RowSampler], ahead: Sequence[int] | None = None
+    ) -> list[Sampled]:
+        """Choose a token for each row.
+
+        logits_RV: of the model, float32 or wider. ahead: how many tokens lie between what a row's
+        request has and the token to choose, where any do; such a row must not adjust its logits.
+        """
+        choices_RV = logits_RV[:, : self._vocab_size].float()
+        adjusted = any([row.adjusts for row in rows])  # a list: a generator is slower
+        if adjusted:
+            choices_RV = choices_RV.clone()  # .float() may have copied nothing
+            adjust(choices_RV, rows)
+            mask(choices_RV, rows)
+        best_R, token_R = choices_RV.max(dim=-1)
+        plan = self._plan_of([row.params for row in rows], choices_RV)
+        if plan.drawn:
+            places = [row.num_generated for row in rows]
+            if ahead:
+                places = [place + n for place, n in zip(places, ahead, strict=True)]
+            points = uniform([(rows[index].seed, places[index]) for index in plan.drawn])
+            points_R1 = column(points, choices_RV.device)
+            drawn_R = plan.filters.draw(plan.drawn_rows.take(choices_RV), points_R1)
+            if len(plan.drawn) == len(rows):
+                token_R = drawn_R
+            else:
+                plan.drawn_rows.put(token_R, drawn_R)
+        reported = logprobs(logits_RV, plan, token_R, self._vocab_size)
+        # NaN counts as the largest value, so the best one tells about the whole row.
+        found = [
+            Sampled(token_id, reported.get(index)) if math.isfinite(best) else Sampled(None)
+            for index, (token_id, best) in enumerate(
+                zip(token_R.tolist(), best_R.tolist(), strict=True)
+            )
+        ]
+        if adjusted:
+            for index, row in enumerate(rows):
+                if row.state is not None and row.state.failure is not None:
+                    found[index] = Sampled(None, error=row.state.failure)
+        return found
+
+    def _plan_of(self, params: list[SamplingParams], choices_RV: Tensor) -> _Plan:
+        plan = self._plan
+        if plan is None or not plan.serves(params):
+            plan = self._plan = _Plan(params, choices_RV.shape[1], choices_RV.device)
+        return plan
+
+
+def adjust(logits_RV: Tensor, rows: Sequence[RowSampler]) -> None:
+    """Apply bias, min_tokens and penalties in place."""
+    params = [row.params for row in rows]
+    add_biases(logits_RV, [p.logit_bias for p in params])
+    remove(logits_RV, [row.removed_ids for row in rows])
+    penalize(logits_RV, [row.history for row in rows], params)
 
 
 def mask(choices_RV: Tensor, rows: Sequence[RowSampler]) -> None:
@@ -209,8 +195,9 @@ def mask(choices_RV: Tensor, rows: Sequence[RowSampler]) -> None:
     for index, words_W in zip(masked, words_RW, strict=True):
         rows[index].hold(words_W)
     forbidden_RV = unpack(~words_RW, vocab_size, choices_RV.device)
-    masked_RV = take(choices_RV, masked)
-    put(choices_RV, masked, masked_RV.masked_fill_(forbidden_RV, float("-inf")))
+    some = Rows(masked, len(rows), choices_RV.device)
+    masked_RV = some.take(choices_RV)
+    some.put(choices_RV, masked_RV.masked_fill_(forbidden_RV, float("-inf")))
 
 
 def unpack(words_RW: Words, count: int, device: torch.device) -> Tensor:
@@ -221,110 +208,12 @@ def unpack(words_RW: Words, count: int, device: torch.device) -> Tensor:
 
 
 def logprobs(
-    logits_RV: Tensor, rows: Sequence[RowSampler], token_R: Tensor, vocab_size: int
+    logits_RV: Tensor, plan: _Plan, token_R: Tensor, vocab_size: int
 ) -> dict[int, TokenLogprob]:
     """Row index to log probabilities under the model's own distribution, where asked for."""
-    asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
+    asking = plan.scored
     if not asking:
         return {}
-    counts = [rows[index].params.logprobs or 0 for index in asking]
+    counts = [plan.params[index].logprobs or 0 for index in asking]
     found = token_logprobs(logits_RV[asking], token_R[asking], counts, vocab_size)
     return dict(zip(asking, found, strict=True))
-
-
-def draw(logits_RV: Tensor, rows: Sequence[RowSampler], ahead: Sequence[int]) -> Tensor:
-    """Draw a token for each row at its temperature and after its filters: (R,) int64.
-
-    ahead: as for `sample`.
-    """
-    params, device = [row.params for row in rows], logits_RV.device
-    temperature_R1 = column([max(p.temperature, _COLDEST) for p in params], device)
-    # Subtracting the largest first keeps a tiny temperature from overflowing.
-    scaled_RV = logits_RV - logits_RV.amax(-1, keepdim=True)
-    scaled_RV /= temperature_R1
-    keep_min_p(scaled_RV, [p.min_p for p in params])
-    keep_top_k(scaled_RV, [p.top_k for p in params])
-    probs_RV = scaled_RV.softmax(dim=-1)
-    keep_top_p(probs_RV, [p.top_p for p in params])
-    cumulative_RV = probs_RV.cumsum(dim=-1)
-    points = [uniform(row.seed, row.num_generated + n) for row, n in zip(rows, ahead, strict=True)]
-    points_R1 = column(points, device)
-    target_R1 = points_R1 * cumulative_RV[:, -1:]
-    token_R = torch.searchsorted(cumulative_RV, target_R1, right=True)[:, 0]
-    return token_R.clamp(max=logits_RV.shape[1] - 1)  # beyond the end only in a row of NaN
-
-
-def column(values: Sequence[float], device: torch.device) -> Tensor:
-    """One number a row: (R, 1) float32."""
-    # By way of numpy, which reads a list several times faster.
-    return torch.from_numpy(np.array(values, dtype=np.float32)[:, None]).to(device)
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1), a function of its arguments alone, of which any two are independent.
-
-    With 23 bits its product with a float32 total stays below the total, so that the search for
-    it always ends at a token of positive probability.
-    """
-    digest = blake2b(_KEY.pack(seed % 2**64, position), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 41) / 2**23
-
-
-def take(x_RV: Tensor, rows: Sequence[int]) -> Tensor:
-    """Some rows of x: a copy, or x itself where that is all of them (the usual case)."""
-    return x_RV if len(rows) == x_RV.shape[0] else x_RV[rows]
-
-
-def put(x_RV: Tensor, rows: Sequence[int], values_RV: Tensor) -> None:
-    """Write back what `take` returned and was changed in place."""
-    if values_RV is not x_RV:
-        x_RV[rows] = values_RV
-
-
-def keep_min_p(scaled_RV: Tensor, min_p: Sequence[float]) -> None:
-    """Remove, in place, tokens less probable than min_p times the most probable one.
-
-    scaled_RV: logits whose largest is 0 in every row.
-    """
-    if any(min_p):
-        least_R1 = column(min_p, scaled_RV.device).log()
-        scaled_RV.masked_fill_(scaled_RV < least_R1, float("-inf"))
-
-
-def keep_top_k(logits_RV: Tensor, top_k: Sequence[int]) -> None:
-    """Remove, in place, tokens below the k-th largest; k 0 keeps all."""
-    limited = [row for row, k in enumerate(top_k) if 0 < k < logits_RV.shape[1]]
-    if not limited:
-        return
-    rows_RV = take(logits_RV, limited)
-    last_R1 = torch.tensor([top_k[row] - 1 for row in limited], device=logits_RV.device)[:, None]
-    largest_RK = rows_RV.topk(int(last_R1.max()) + 1, dim=-1).values
-    kth_R1 = largest_RK.gather(1, last_R1)
-    put(logits_RV, limited, rows_RV.masked_fill_(rows_RV < kth_R1, float("-inf")))
-
-
-def keep_top_p(probs_RV: Tensor, top_p: Sequence[float]) -> None:
-    """Zero, in place, all but the most probable tokens that together reach top_p; 1 keeps all."""
-    limited = [row for row, p in enumerate(top_p) if p < 1]
-    if not limited:
-        return
-    rows_RV = take(probs_RV, limited)
-    least_R1 = least_kept(rows_RV, column([top_p[row] for row in limited], probs_RV.device))
-    put(probs_RV, limited, rows_RV.masked_fill_(rows_RV < least_R1, 0.0))
-
-
-def least_kept(probs_RV: Tensor, top_p_R1: Tensor) -> Tensor:
-    """The smallest of the largest probabilities that together reach top_p: (R, 1).
-
-    Few tokens do so in almost every row, and sorting all of them takes longer than the rest of
-    sampling; so it looks at ever more of the largest.
-    """
-    count = _CANDIDATES
-    while True:
-        count = min(count, probs_RV.shape[1])
-        largest_RK = probs_RV.topk(count, dim=-1).values
-        sums_RK = largest_RK.cumsum(dim=-1)
-        if count == probs_RV.shape[1] or bool((sums_RK[:, -1:] >= top_p_R1).all()):
-            last_R1 = (sums_RK < top_p_R1).sum(-1, keepdim=True).clamp(max=count - 1)
-            return largest_RK.gather(1, last_R1)
-        count *= 8

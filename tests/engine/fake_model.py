@@ -159,7 +159,7 @@ def request(
         num_prompt_tokens=len(prompt),
         eos_ids=eos,
         text=AnswerText(WordStream(), params.stop),
-        row=RowSampler(params, params.seed or 0, eos, prompt, VOCAB),
+        row=RowSampler(params, params.seed or 0, eos, prompt),
         prompt_logprobs=PromptLogprobs.of(prompt, params.prompt_logprobs, VOCAB),
     )
 

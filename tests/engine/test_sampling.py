@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glm_portable.engine import sampling
-from glm_portable.engine.sampling import RowSampler, Sampled, sample, uniform
+from glm_portable.engine import drawing, sampling
+from glm_portable.engine.drawing import Filters, uniform
+from glm_portable.engine.sampling import RowSampler, Sampled, Sampler
 from glm_portable.engine.types import SamplingParams
 
 VOCAB = 12
@@ -26,14 +27,15 @@ def row(
     prompt: Sequence[int] = (),
     output: Sequence[int] = (),
     stop_ids: Sequence[int] = (),
-    vocab: int = VOCAB,
 ) -> RowSampler:
-    made = RowSampler(params, seed, stop_ids, prompt, vocab)
+    made = RowSampler(params, seed, stop_ids, prompt)
     for token in output:
-        # As in the engine, where every token follows from an `adjust`.
-        made.adjust(torch.zeros(vocab))
         made.append(token)
     return made
+
+
+def sample(logits: Tensor, rows: Sequence[RowSampler], vocab_size: int) -> list[Sampled]:
+    return Sampler(vocab_size).sample(logits, rows)
 
 
 def pick(logits: Tensor, made: RowSampler) -> Sampled:
@@ -95,13 +97,11 @@ def test_the_distribution_is_that_of_the_definitions(
     made = row(params, 0, prompt, output, STOP_IDS)
     expected = by_definition(logits, params, prompt, output)
     grid = 512
-    choices = torch.tensor(logits)
-    made.adjust(choices)
-    rows = [made] * grid
-    points = iter((n + 0.5) / grid for n in range(grid))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "uniform", lambda seed, position: next(points))
-        tokens = sampling.draw(choices.repeat(grid, 1), rows, [0] * grid)
+    choices = torch.tensor([logits])
+    sampling.adjust(choices, [made])
+    points = (torch.arange(grid) + 0.5)[:, None] / grid
+    filters = Filters([params] * grid, VOCAB, choices.device)
+    tokens = filters.draw(choices.repeat(grid, 1), points)
     measured = torch.bincount(tokens, minlength=VOCAB) / grid
     assert (measured - expected).abs().max() < 1.01 / grid
     assert ((measured > 0) <= (expected > 0)).all()
@@ -140,24 +140,25 @@ def test_draws_follow_the_distribution(params: SamplingParams, along: str) -> No
 def test_consecutive_draws_are_independent() -> None:
     """Pairs of neighbouring positions, and of neighbouring seeds, in a 4 x 4 table."""
     for step in [(0, 1), (1, 0)]:
-        pairs = [(uniform(n, 50), uniform(n + step[0], 50 + step[1])) for n in range(0, 16000, 2)]
+        seeds = range(0, 16000, 2)
+        first = uniform((seed, 50) for seed in seeds)
+        pairs = [*zip(first, uniform((n + step[0], 50 + step[1]) for n in seeds), strict=True)]
         cells = torch.tensor([int(a * 4) * 4 + int(b * 4) for a, b in pairs])
         counts = torch.bincount(cells, minlength=16).double()
         assert chi_square(counts, torch.full((16,), len(pairs) / 16)) < 37.7
 
 
 @pytest.mark.parametrize(("point", "expected"), [(0.0, 1), (0.5, 2), (1 - 2**-23, 2)])
-def test_a_draw_never_hits_a_token_without_probability(
-    monkeypatch: pytest.MonkeyPatch, point: float, expected: int
-) -> None:
+def test_a_draw_never_hits_a_token_without_probability(point: float, expected: int) -> None:
     """Not even at the ends of the range, or where two tokens meet."""
-    monkeypatch.setattr(sampling, "uniform", lambda seed, position: point)
     logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]])
-    assert sampling.draw(logits, [row(SamplingParams())], [0]).tolist() == [expected]
+    filters = Filters([SamplingParams()], 4, logits.device)
+    assert filters.draw(logits, torch.tensor([[point]])).tolist() == [expected]
 
 
 def test_uniform_is_below_one_and_takes_any_integer_as_seed() -> None:
-    values = [uniform(seed, n) for seed in (-(2**63), -1, 0, 5, 2**64 + 9) for n in range(200)]
+    seeds = (-(2**63), -1, 0, 5, 2**64 + 9)
+    values = uniform((seed, n) for seed in seeds for n in range(200))
     assert all(0 <= value < 1 for value in values)
     assert len(set(values)) > 990
 
@@ -184,21 +185,33 @@ def test_a_row_does_not_depend_on_its_neighbours(
     assert sample(logits[back], [rows()[n] for n in back], VOCAB) == together[::-1]
 
 
+@given(st.lists(st.lists(PARAMS, min_size=1, max_size=3), min_size=2, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_a_step_does_not_depend_on_the_steps_before(steps: list[list[SamplingParams]]) -> None:
+    """What is kept for the next step is that of the same requests in the same order, or nothing."""
+    sampler = Sampler(VOCAB)
+    logits = torch.linspace(-1.5, 1.5, VOCAB).repeat(3, 1)
+    for params in [*steps, *steps[:1], steps[0][::-1], *steps]:
+        rows = [row(p, seed=n, prompt=[n]) for n, p in enumerate(params)]
+        found = sampler.sample(logits[: len(rows)], rows)
+        assert found == sample(logits[: len(rows)], rows, VOCAB)
+
+
 @pytest.mark.parametrize("top_p", [0.02, 0.5, 0.97, 0.9999])
 def test_top_p_over_more_tokens_than_candidates(top_p: float) -> None:
     """Against a sort of the whole row: one that needs few tokens and one that needs many."""
-    size = 20 * sampling._CANDIDATES
+    size = 20 * drawing._CANDIDATES
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2, size, generator=generator) * torch.tensor([[9.0], [0.5]])
     probs = logits.softmax(-1)
     ordered = probs.double().sort(descending=True)
     before = ordered.values.cumsum(-1) - ordered.values
     expected = torch.zeros(2, size, dtype=torch.bool).scatter_(1, ordered.indices, before < top_p)
-    sampling.keep_top_p(probs, [top_p, top_p])
+    drawing.keep_top_p(probs, torch.tensor([[top_p], [top_p]]))
     # Of the flat row's 5,000 tokens the rounding of a sum may keep one more or less.
     assert ((probs > 0) != expected).sum(-1).tolist()[0] == 0
     assert ((probs > 0) != expected).sum() <= 1
-    assert int((probs[1] > 0).sum()) > sampling._CANDIDATES or top_p < 0.1
+    assert int((probs[1] > 0).sum()) > drawing._CANDIDATES or top_p < 0.1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-30, 1e30])

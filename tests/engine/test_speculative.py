@@ -12,9 +12,10 @@ from torch import Tensor
 
 from glm_portable.engine.acceptance import Turn, accept
 from glm_portable.engine.core import EngineCore
+from glm_portable.engine.drawing import uniform
 from glm_portable.engine.engine import Engine
 from glm_portable.engine.request import Request
-from glm_portable.engine.sampling import RowSampler, uniform
+from glm_portable.engine.sampling import RowSampler, Sampler
 from glm_portable.engine.speculative import SpeculativeConfig
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
@@ -350,15 +351,16 @@ class Grammar(RowSampler):
     """Allows only even tokens after the first multiple of five, as a grammar does after a tag."""
 
     def __init__(self, params: SamplingParams) -> None:
-        super().__init__(params, 0, (), [0], VOCAB)
+        super().__init__(params, 0, (), [0])
         self.begun = False
 
     @property
     def adjusts(self) -> bool:
         return self.begun
 
-    def adjust(self, logits_V: Tensor) -> None:
-        logits_V[1::2] = float("-inf")
+    @property
+    def removed_ids(self) -> Sequence[int]:
+        return range(1, VOCAB, 2) if self.begun else ()
 
     def append(self, token_id: int) -> None:
         super().append(token_id)
@@ -374,7 +376,7 @@ def test_a_row_may_begin_to_adjust_among_the_accepted() -> None:
     one = request("0", [0], ENDLESS, lambda delta: None, 30)
     one.row = Grammar(ENDLESS)
     turn = Turn(one, 0, [1, 3, 5, 6])
-    accept([turn], logits, VOCAB)
+    accept([turn], logits, Sampler(VOCAB))
     assert one.sequence.token_ids[1:] == [1, 3, 5, 6, 8]
     assert turn.num_accepted == 4
 
@@ -402,7 +404,7 @@ def drawn(draft: int) -> list[list[int]]:
         one = request(str(seed), [0], params, lambda delta: None, 9)
         turns.append(Turn(one, 2 * seed, [draft]))
     logits = torch.stack([P_FIRST, P_SECOND]).log().repeat(SEEDS, 1)
-    accept(turns, logits, len(P_FIRST))
+    accept(turns, logits, Sampler(len(P_FIRST)))
     return [turn.request.sequence.token_ids[1:] for turn in turns]
 
 
@@ -421,7 +423,8 @@ def test_the_distribution_test_sees_a_wrong_rule() -> None:
     """Rejecting and then drawing from all of p favours the draft; accepting all does so more."""
 
     def draw(seed: int, position: int) -> int:
-        return int(torch.searchsorted(P_FIRST.cumsum(0), uniform(seed, position), right=True))
+        [point] = uniform([(seed, position)]).tolist()
+        return int(torch.searchsorted(P_FIRST.cumsum(0), point, right=True))
 
     draft = 1
     first = [draw(seed, 0) for seed in range(SEEDS)]

@@ -282,5 +282,5 @@ class Group:
             num_prompt_tokens=len(prompt),
             eos_ids=frozenset(eos),
             text=AnswerText(subject.stream(), ()),
-            row=RowSampler(params, 0, eos, (), subject.vocab_size),
+            row=RowSampler(params, 0, eos, ()),
         )
