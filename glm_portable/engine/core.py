@@ -7,10 +7,10 @@ sequence keeps those that are what would have been sampled; then the next ones a
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from glm_portable.config import ModelConfig
@@ -19,7 +19,7 @@ from glm_portable.engine.drafting import Computed, Drafter
 from glm_portable.engine.kv_cache import PagePool
 from glm_portable.engine.limits import EngineLimits
 from glm_portable.engine.logprobs import PromptLogprobs
-from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer, note_tokens
+from glm_portable.engine.observer import FinishedRequest, NullObserver, Observer
 from glm_portable.engine.request import Request
 from glm_portable.engine.sampling import Sampler
 from glm_portable.engine.scheduler import Chunk, Scheduler
@@ -137,7 +137,7 @@ class EngineCore:
             return
         self._steps += 1
         requests = [self.requests[chunk.sequence.request_id] for chunk in chunks]
-        self._note_start(chunks, requests)
+        self._note_start(requests)
         try:
             hidden_TD, turns = self._compute(chunks, requests)
         except Exception:
@@ -147,9 +147,9 @@ class EngineCore:
         drafted = self._complete(chunks, turns, hidden_TD)
         if drafted:
             self.scheduler.publish(chunks)
-        now = time.monotonic()
+        self._note_tokens(turns)
         for turn in turns:
-            self._advance(turn, now)
+            self._advance(turn)
         if drafted:
             self._failures_in_a_row = 0
         else:
@@ -160,11 +160,15 @@ class EngineCore:
     ) -> tuple[Tensor, list[Turn]]:
         """One forward pass; the hidden states, and the tokens of the requests that sample."""
         device = self.model.ops.device
-        layout, token_ids = [], []
+        layout = []
+        token_ids: list[int] = []
         for chunk in chunks:
-            sequence, tokens = chunk.sequence, chunk.token_ids
-            layout.append((sequence.num_computed, len(tokens), sequence.block_table))
-            token_ids += tokens
+            sequence, before = chunk.sequence, len(token_ids)
+            start = sequence.num_computed
+            token_ids += sequence.token_ids[start : start + chunk.count]
+            token_ids += chunk.drafts
+            layout.append((start, len(token_ids) - before, sequence.block_table))
+        self.observer.on_step(len(token_ids))
         step = Step.build(layout, self.limits.page_size, device)
         hidden_TD = self.model.forward(ids(token_ids, device), step, self._caches)
         turns: list[Turn] = []
@@ -173,8 +177,9 @@ class EngineCore:
             if request.prompt_logprobs is not None:
                 self._score_prompt(request.prompt_logprobs, chunk, hidden_TD, end)
             if chunk.samples:
-                turns.append(Turn(request, len(rows), chunk.drafts))
-                rows += range(end - len(chunk.drafts) - 1, end)
+                drafts = chunk.drafts
+                turns.append(Turn(request, len(rows), drafts))
+                rows += range(end - len(drafts) - 1, end) if drafts else (end - 1,)
         if turns:
             whole = len(rows) == len(token_ids)
             sampled_RD = hidden_TD if whole else hidden_TD[ids(rows, device)]
@@ -235,21 +240,41 @@ class EngineCore:
         failed = [self.requests[request_id] for request_id in ids if request_id in self.requests]
         self.fail(failed, "The model failed on this request; the server's log has the reason.")
 
-    def _advance(self, turn: Turn, now: float) -> None:
-        """Hand out what a request gained in the step, which ended `now`."""
-        request = turn.request
-        if turn.deltas:
-            delta, timeline = joined(turn.deltas), request.timeline
-            if timeline.last_token is None:
+    def _note_tokens(self, turns: Sequence[Turn]) -> None:
+        """Enter the tokens of a step that has just ended into counts and timelines."""
+        now = time.monotonic()
+        first: list[float] = []
+        following: list[float] = []
+        for turn in turns:
+            request, deltas = turn.request, turn.deltas
+            if not deltas:
+                continue
+            timeline = request.timeline
+            last = timeline.last_token
+            if last is None:
                 self._prompt_tokens += request.num_prompt_tokens
-            if delta.token_ids:
-                self._generation_tokens += len(delta.token_ids)
-                note_tokens(self.observer, timeline, now)
-            if delta.finish_reason == "error":  # no number came of what its pages hold
-                self.scheduler.withdraw(request.sequence)
+            count = len(deltas) if deltas[-1].token_ids else len(deltas) - 1  # failed at the last
+            if not count:
+                continue
+            self._generation_tokens += count
+            if last is None:
+                timeline.first_token = now
+                first.append(now - timeline.arrived)
+            else:
+                following.append(now - last)
+            timeline.last_token = now
+        self.observer.on_tokens(first, following)
+
+    def _advance(self, turn: Turn) -> None:
+        """Hand out what a request gained in the step."""
+        request, deltas = turn.request, turn.deltas
+        if deltas:
+            delta = joined(deltas)
             if delta.finish_reason is None:
                 self._emit(request, delta)
             else:
+                if delta.finish_reason == "error":  # no number came of what its pages hold
+                    self.scheduler.withdraw(request.sequence)
                 self._finish(request, delta)
         if turn.failed:
             self.fail([request], "The server failed on this answer; its log has the reason.")
@@ -271,13 +296,12 @@ class EngineCore:
         )
         self._emit(request, replace(delta, timeline=request.timeline))
 
-    def _note_start(self, chunks: Sequence[Chunk], requests: Sequence[Request]) -> None:
+    def _note_start(self, requests: Sequence[Request]) -> None:
         now = time.monotonic()
         for request in requests:
             timeline = request.timeline
             if timeline.scheduled is None:
                 timeline.scheduled = now
-        self.observer.on_step(sum([chunk.count + len(chunk.drafts) for chunk in chunks]))
 
     def _forget(self, request: Request) -> None:
         del self.requests[request.request_id]

@@ -5,7 +5,6 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -138,7 +137,8 @@ class Engine:
     def stats(self) -> EngineStats:
         """A look at the engine as of now."""
         stats = self._core.stats()
-        return replace(stats, waiting=stats.waiting + self._inbox.qsize())
+        stats.waiting += self._inbox.qsize()
+        return stats
 
     def generate(self, prompts: Iterable[tuple[Sequence[int], SamplingParams]]) -> list[Completion]:
         """Answer all prompts, in their order; starts the engine if need be.

@@ -1,9 +1,10 @@
 """What the engine tells an onlooker about its work: times and counts; torch-free.
 
-An observer is called on the engine's thread between computations, for every token: it must be
+An observer is called on the engine's thread between computations, several times a step: it must be
 quick and must not raise.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,11 +34,10 @@ class Observer(Protocol):
     def on_step(self, num_tokens: int) -> None:
         """A step computed that many tokens."""
 
-    def on_first_token(self, seconds: float) -> None:
-        """A request has its first token, that long after its arrival."""
-
-    def on_next_tokens(self, seconds: float) -> None:
-        """A request has one token more, or several at once, that long after the one before."""
+    def on_tokens(self, first: Sequence[float], following: Sequence[float]) -> None:
+        """What a step brought, in seconds: for each request that has its first token, how long
+        after its arrival; for each that has one more, or several at once, how long after the last.
+        """
 
     def on_finish(self, request: FinishedRequest) -> None:
         """A request has ended, for whatever reason."""
@@ -49,21 +49,8 @@ class NullObserver:
     def on_step(self, num_tokens: int) -> None:
         pass
 
-    def on_first_token(self, seconds: float) -> None:
-        pass
-
-    def on_next_tokens(self, seconds: float) -> None:
+    def on_tokens(self, first: Sequence[float], following: Sequence[float]) -> None:
         pass
 
     def on_finish(self, request: FinishedRequest) -> None:
         pass
-
-
-def note_tokens(observer: Observer, timeline: Timeline, now: float) -> None:
-    """Tokens have just come: enter them into the request's timeline and tell the observer."""
-    if timeline.last_token is None:
-        timeline.first_token = now
-        observer.on_first_token(now - timeline.arrived)
-    else:
-        observer.on_next_tokens(now - timeline.last_token)
-    timeline.last_token = now

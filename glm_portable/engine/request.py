@@ -48,8 +48,9 @@ class Request:
         The token that ends an answer, EOS or of stop_token_ids, is in token_ids and logprobs and
         counts as generated (as in vLLM), but is not in the text.
         """
-        prompt, self.prompt_logprobs = self.prompt_logprobs, None
-        token_id = sampled.token_id
+        prompt, token_id = self.prompt_logprobs, sampled.token_id
+        if prompt is not None:
+            self.prompt_logprobs = None
         if token_id is None or (prompt and not prompt.usable):
             return self.finish("error", error=sampled.error)
         sequence, row = self.sequence, self.row
@@ -69,12 +70,18 @@ class Request:
         if reason is not None:
             text += self.text.finish()
         logprobs = () if sampled.logprob is None else (sampled.logprob,)
-        # By position: naming the arguments of a call takes as long as the rest of it.
-        delta = Delta((token_id,), text, logprobs, reason, stop_reason)
-        if row.num_generated == 1:
-            delta.num_cached_tokens = sequence.num_cached
-            delta.prompt_logprobs = tuple(prompt.found) if prompt else ()
-        return delta
+        if row.num_generated > 1:
+            # By position: naming the arguments of a call takes as long as the rest of it.
+            return Delta((token_id,), text, logprobs, reason, stop_reason)
+        return Delta(
+            (token_id,),
+            text,
+            logprobs,
+            reason,
+            stop_reason,
+            num_cached_tokens=sequence.num_cached,
+            prompt_logprobs=tuple(prompt.found) if prompt else (),
+        )
 
     def finish(self, reason: FinishReason, error: str | None = None) -> Delta:
         """The last delta of a request that is given up; text still held back is dropped."""

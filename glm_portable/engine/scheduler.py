@@ -22,6 +22,8 @@ from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from glm_portable.engine.admission import check_room
 from glm_portable.engine.kv_cache import Digest, PagePool, page_digest, salt_digest
 
@@ -73,8 +75,7 @@ class Sequence:
         return self.digests[:count]
 
 
-@dataclass(eq=False, slots=True)
-class Chunk:
+class Chunk(Struct, eq=False, gc=False):
     """The next `count` tokens of a sequence, from its num_computed on, and drafts behind them."""
 
     sequence: Sequence
@@ -85,11 +86,6 @@ class Chunk:
     def width(self) -> int:
         """How many tokens it computes."""
         return self.count + len(self.drafts)
-
-    @property
-    def token_ids(self) -> list[int]:
-        start = self.sequence.num_computed
-        return [*self.sequence.token_ids[start : start + self.count], *self.drafts]
 
     @property
     def samples(self) -> bool:
@@ -204,9 +200,10 @@ class Scheduler:
     def _continue_running(self) -> list[Chunk]:
         chunks: list[Chunk] = []
         budget, place, page_size = self.max_num_batched_tokens, 0, self.pool.page_size
+        running = self.running
         # By place, because making room for one sequence shortens the list at its other end.
-        while budget > 0 and place < len(self.running):
-            sequence = self.running[place]
+        while budget > 0 and place < len(running):
+            sequence = running[place]
             place += 1
             count = len(sequence.token_ids) - sequence.num_computed
             if count > 1:  # it does not generate: it reads

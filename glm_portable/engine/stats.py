@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class EngineStats:
     """A look at the engine. Token counts and the ones after them only ever grow.
 

@@ -70,13 +70,14 @@ class AnswerText:
     def __init__(self, decoder: TextDecoder, stop: Iterable[str]) -> None:
         stop = tuple(stop)
         self._decoder, self._stop = decoder, StopStrings(stop)
+        self._decode = decoder.add  # looked up once and not for every token
         self._can_stop = bool(stop)
         self.found: str | None = None
 
     def add(self, token_id: int, may_stop: bool = True) -> str:
         """The text to show; no stop string begins in a token's text where it may not stop."""
-        text = self._decoder.add((token_id,))
-        if may_stop and self._can_stop:
+        text = self._decode((token_id,))
+        if self._can_stop and may_stop:
             text = self._stop.add(text)
             self.found = self._stop.found
         return text

@@ -1,13 +1,17 @@
 """What goes into the engine and what comes out of it; torch-free.
 
-Nobody changes a delta or a log probability once it is made. They are not frozen all the same: there
-is one of them for every token, and a frozen one takes ten times as long to make.
+There is a delta for every token, and with log probabilities one of those. As structs they are made
+in a sixth of a dataclass's time and sent to another process as plain arrays, without names. None of
+them ever refers to itself, so the garbage collector need not look at them.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from glm_portable.engine.grammar import Grammar
@@ -51,8 +55,7 @@ class SamplingParams:
         return self.prompt_logprobs is None
 
 
-@dataclass(slots=True, unsafe_hash=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
     """One token: its natural-log probability and the most probable alternatives.
 
     Of the model's own distribution, before temperature, penalties and filters. rank: 1 for the
@@ -78,8 +81,7 @@ class Timeline:
     last_token: float | None = None
 
 
-@dataclass(slots=True, unsafe_hash=True)
-class Delta:
+class Delta(Struct, frozen=True, array_like=True, gc=False):
     """What one request gained since the last delta.
 
     text never ends inside a character or inside what may become a stop string, so it can trail

@@ -1,6 +1,6 @@
 """Times and sizes of requests, seen on the engine's thread, under vLLM's names and buckets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
@@ -90,11 +90,9 @@ class RequestMetrics:
     def on_step(self, num_tokens: int) -> None:
         self._step.observe(num_tokens)
 
-    def on_first_token(self, seconds: float) -> None:
-        self._first_token.observe(seconds)
-
-    def on_next_tokens(self, seconds: float) -> None:
-        self._between.observe(seconds)
+    def on_tokens(self, first: Sequence[float], following: Sequence[float]) -> None:
+        self._first_token.observe_all(first)
+        self._between.observe_all(following)
 
     def on_finish(self, request: FinishedRequest) -> None:
         self._ended[request.reason] += 1

@@ -25,11 +25,9 @@ class Log:
     def on_step(self, num_tokens: int) -> None:
         self.told.append(("step", num_tokens))
 
-    def on_first_token(self, seconds: float) -> None:
-        self.told.append(("first", seconds))
-
-    def on_next_tokens(self, seconds: float) -> None:
-        self.told.append(("next", seconds))
+    def on_tokens(self, first: Sequence[float], following: Sequence[float]) -> None:
+        self.told += [("first", seconds) for seconds in first]
+        self.told += [("next", seconds) for seconds in following]
 
     def on_finish(self, request: FinishedRequest) -> None:
         self.told.append(("finish", request))

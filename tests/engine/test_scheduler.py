@@ -164,7 +164,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check_step(self, chunks: list[Chunk]) -> None:
         assert sum(chunk.width for chunk in chunks) <= self.budget
         assert len(self.scheduler.running) <= self.max_num_seqs
-        assert all(chunk.width == len(chunk.token_ids) > 0 for chunk in chunks)
+        assert all(0 < chunk.count <= chunk.sequence.num_uncomputed for chunk in chunks)
         if self.arrived and self.arrived[0] in self.scheduler.running:
             assert chunks[0].sequence is self.arrived[0], "the first moves on in every step"
         if self.arrived and not self.by_priority:

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import anthropic
 import httpx
 import pytest
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
+from msgspec.structs import replace
 from pydantic import TypeAdapter
 
 from glm_portable.engine.engine import EngineDraining

@@ -1,12 +1,12 @@
 """Scores of a given text, as evaluation tools ask for them through /v1/completions."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from msgspec.structs import replace
 
 from glm_portable.serve import logprobs
 from glm_portable.serve.logprobs import CompletionLogprobs, prompt_logprobs

@@ -184,8 +184,9 @@ def test_buckets() -> None:
     assert steps_1_2_5(100) == [1, 2, 5, 10, 20, 50, 100]
     assert steps_1_2_5(8192)[-1] == 5000
     metrics = RequestMetrics(100)
-    for seconds in (0.01, 0.0101, 100):
-        metrics.on_next_tokens(seconds)
+    metrics.on_tokens([], [0.01, 0.0101, 100, 0.0101])
     family = next(f for f in metrics.families({}) if f.name == "vllm:inter_token_latency_seconds")
     below = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
-    assert (below["0.01"], below["0.025"], below["80.0"], below["+Inf"]) == (1, 2, 2, 3)
+    assert (below["0.01"], below["0.025"], below["80.0"], below["+Inf"]) == (1, 3, 3, 4)
+    [total] = [s.value for s in family.samples if s.name.endswith("_sum")]
+    assert total == pytest.approx(0.01 + 2 * 0.0101 + 100)

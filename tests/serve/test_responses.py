@@ -1,13 +1,13 @@
 """The Responses API as openai's client sees it; its types are the specification."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import openai
 import pydantic
 import pytest
+from msgspec.structs import replace
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 

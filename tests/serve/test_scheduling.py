@@ -1,10 +1,10 @@
 """The fields of a request that say who goes first and with whom it shares cached pages."""
 
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from tests.serve.fake_engine import Running, says
 

@@ -9,6 +9,7 @@ from socket import SHUT_RDWR, socketpair
 from typing import Any
 
 import pytest
+from msgspec import structs
 from torch import Tensor
 
 from glm_portable.engine.engine import Engine, EngineDraining
@@ -126,7 +127,9 @@ def test_an_answer_comes_as_from_the_engine_itself() -> None:
     times = found[-1].timeline
     assert times is not None and times.scheduled is not None and times.last_token is not None
     assert times.arrived <= times.scheduled <= times.last_token
-    assert [replace(d, timeline=None) for d in found] == [replace(d, timeline=None) for d in deltas]
+    assert [structs.replace(d, timeline=None) for d in found] == [
+        structs.replace(d, timeline=None) for d in deltas
+    ]
 
 
 def test_requests_are_not_mixed_up() -> None:
