@@ -1,9 +1,10 @@
-"""The bridge from the engine's thread to the server's event loop."""
+"""The choices of one request, from the engine to whoever sends them to the client."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -11,11 +12,10 @@ from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.serve.errors import ApiError, internal_error, timed_out, unavailable
 from glm_portable.serve.exchange import current
-from glm_portable.serve.mailbox import Mailbox
 
 
 class Engine(Protocol):
-    """What the server needs of `glm_portable.engine.engine.Engine`; every method is thread-safe."""
+    """What the server needs of an engine. It is used on the event loop alone."""
 
     def submit(
         self,
@@ -27,7 +27,7 @@ class Engine(Protocol):
         priority: int = 0,
         cache_salt: str = "",
     ) -> Any:
-        """Queue a request, whose deltas come on the engine's thread, and return its id.
+        """Queue a request and return its id; on_delta is called on the loop, and never from here.
 
         name: whose request it is, for the engine's log.
 
@@ -66,15 +66,14 @@ class Generation:
         engine: Engine,
         jobs: Sequence[Job],
         registry: "set[Generation]",
-        mailbox: Mailbox,
         timeout_s: float | None = None,
     ) -> None:
-        """`registry` holds this object from its start to its end. mailbox: of the running loop.
+        """`registry` holds this object from its start to its end.
 
         timeout_s: after which `arrived` raises.
         """
         self._engine, self._jobs, self._registry = engine, jobs, registry
-        self._mailbox, self._timeout_s = mailbox, timeout_s
+        self._timeout_s = timeout_s
         self._timer: asyncio.TimerHandle | None = None
         self._exchange = current()
         self._given_up = unavailable(
@@ -94,15 +93,14 @@ class Generation:
             self._exchange.begin([job.prompt_ids for job in self._jobs], self._jobs[0].params)
         if self._timeout_s is not None:
             error = timed_out(self._timeout_s)
-            loop = self._mailbox.loop
+            loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._timeout_s, self.abort, error)
         try:
             for index, job in enumerate(self._jobs):
-                receive = self._receiver(index)
                 self._running[index] = self._engine.submit(
                     job.prompt_ids,
                     job.params,
-                    receive,
+                    partial(self._receive, index),
                     name=name,
                     priority=job.priority,
                     cache_salt=job.cache_salt,
@@ -111,11 +109,8 @@ class Generation:
             self.cancel()
             raise
 
-    def _receiver(self, index: int) -> Callable[[Delta], None]:
-        return lambda delta: self._mailbox.put(self._receive, (index, delta))
-
-    def _receive(self, item: tuple[int, Delta]) -> None:
-        self._queue.append(item)
+    def _receive(self, index: int, delta: Delta) -> None:
+        self._queue.append((index, delta))
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():  # done: whoever waited was cancelled
             waiter.set_result(None)
@@ -125,7 +120,7 @@ class Generation:
         while self._running and not self._queue:
             await self.before_waiting()
             if not self._queue:
-                self._waiter = self._mailbox.loop.create_future()
+                self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
         return bool(self._running)
 
@@ -162,7 +157,7 @@ class Generation:
         """Make `arrived` raise this: the server cannot wait for the rest."""
         self._given_up = error or self._given_up
         for index in self._running:
-            self._receive((index, Delta(finish_reason="abort")))
+            self._receive(index, Delta(finish_reason="abort"))
 
     def _raise_failure(self, delta: Delta) -> None:
         if delta.finish_reason == "abort":

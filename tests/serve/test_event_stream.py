@@ -6,7 +6,6 @@ from typing import Any
 
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.serve.generation import Generation, Job
-from glm_portable.serve.mailbox import Mailbox
 from glm_portable.serve.streaming import _MOST_TOGETHER, EventStream
 
 
@@ -33,12 +32,10 @@ def sent(script: Callable[[Scripted, Callable[[int], Any]], Any]) -> list[bytes]
 
     async def run() -> list[bytes]:
         engine, bodies, grew = Scripted(), list[bytes](), asyncio.Condition()
-        mailbox = Mailbox(asyncio.get_running_loop())
         generation = Generation(
             engine,  # type: ignore[arg-type]  # without stats, which no stream asks for
             [Job([1], SamplingParams())],
             set(),
-            mailbox=mailbox,
         )
         generation.start()
 
