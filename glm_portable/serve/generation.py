@@ -58,7 +58,9 @@ class Generation:
     cancelled. Read as `while await generation.wait(): for index, delta in generation.arrived()`.
     Deltas wait in a queue of their own, so a slow client never holds the engine; the queue is
     bounded by the length of the answers. before_waiting: called when no delta is left, so that
-    whoever sends them can gather those that came together.
+    whoever sends them can gather those that came together. take_now: offered a delta that comes
+    while `wait` waits, and neither ends its choice nor has much in it; True if it took it, and
+    nobody need be woken.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._running: dict[int, Any] = {}
         self.before_waiting: Callable[[], Awaitable[None]] = _nothing
+        self.take_now: Callable[[int, Delta], bool] = _not_now
 
     def start(self) -> None:
         """Submit every job; if one is refused, none runs. Raises the engine's UsageError."""
@@ -110,13 +113,37 @@ class Generation:
             raise
 
     def _receive(self, index: int, delta: Delta) -> None:
-        self._queue.append((index, delta))
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():  # done: whoever waited was cancelled
-            waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is None or waiter.done():  # done: whoever waited was cancelled
+            self._queue.append((index, delta))
+            return
+        try:
+            taken = self._taken(index, delta)
+        except Exception as error:
+            self._waiter = None
+            waiter.set_exception(error)
+            return
+        if not taken:
+            self._queue.append((index, delta))
+        elif self._running:
+            return
+        self._waiter = None
+        waiter.set_result(None)
+
+    def _taken(self, index: int, delta: Delta) -> bool:
+        """Whether it was taken at once."""
+        if delta.finish_reason is not None or delta.prompt_logprobs or index not in self._running:
+            return False
+        taken = self.take_now(index, delta)
+        if taken and self._exchange is not None:
+            self._exchange.count(delta)
+        return taken
 
     async def wait(self) -> bool:
-        """Wait until something has arrived. False: every choice has ended."""
+        """Wait until something has arrived. False: every choice has ended.
+
+        Raises what `take_now` raised.
+        """
         while self._running and not self._queue:
             await self.before_waiting()
             if not self._queue:
@@ -181,3 +208,7 @@ class Generation:
 
 async def _nothing() -> None:
     pass
+
+
+def _not_now(index: int, delta: Delta) -> bool:
+    return False
