@@ -185,6 +185,25 @@ def test_a_row_does_not_depend_on_its_neighbours(
     assert sample(logits[back], [rows()[n] for n in back], VOCAB) == together[::-1]
 
 
+def test_bias_and_penalties_of_several_rows_by_hand() -> None:
+    """A row has what is its own, a token counts as often as it was written."""
+    penalties = SamplingParams(
+        repetition_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25, logit_bias={0: 7.0}
+    )
+    rows = [
+        row(penalties, prompt=[1], output=[3, 3, 5]),
+        row(SamplingParams(), prompt=[1], output=[3]),
+        row(SamplingParams(frequency_penalty=-1.0, min_tokens=3), output=[2, 2], stop_ids=[4]),
+    ]
+    logits = torch.ones(3, 6)
+    sampling.adjust(logits, rows)
+    assert logits.tolist() == [
+        [8.0, 0.5, 1.0, -0.75, 1.0, -0.25],
+        [1.0] * 6,
+        [1.0, 1.0, 3.0, 1.0, -math.inf, 1.0],
+    ]
+
+
 @given(st.lists(st.lists(PARAMS, min_size=1, max_size=3), min_size=2, max_size=4))
 @settings(max_examples=50, deadline=None)
 def test_a_step_does_not_depend_on_the_steps_before(steps: list[list[SamplingParams]]) -> None:
