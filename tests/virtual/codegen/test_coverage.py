@@ -9,6 +9,7 @@ from glm_portable.virtual.chips import CHIPS
 from glm_portable.virtual.codegen.coverage import (
     QUANTISATIONS,
     TOKENS,
+    alike,
     distinct,
     products,
     shapes,
@@ -35,7 +36,9 @@ def test_every_tile_is_sound(target: str) -> None:
     listed = list(products(at))
     assert {p.quantisation for p in listed} == set(QUANTISATIONS)
     assert {int(p.configuration.split()[-2]) for p in listed} == set(TOKENS)
-    assert [sentence for p in listed for sentence in unsound(at, p)] == []
+    fixed = list(alike(at))
+    assert len(fixed) == len(list(shapes())) * len(QUANTISATIONS)
+    assert [sentence for p in listed + fixed for sentence in unsound(at, p)] == []
 
 
 def test_unsound_tiles_are_named() -> None:
@@ -59,7 +62,7 @@ def test_unsound_tiles_are_named() -> None:
 @pytest.mark.parametrize("target", ["gfx942", "sm_90"])
 def test_products_come_down_to_few_kernels(target: str) -> None:
     at = Target(target)
-    every, few = list(products(at)), list(distinct(at))
+    every, few = [*products(at), *alike(at)], list(distinct(at))
     assert 50 < len(few) < len(every) / 5
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "EVEN_K", "ROUTED", "BIAS", "SHARE", "B_ROWS")
     constants = {tuple(p.launch.arguments[n] for n in names) for p in every}
