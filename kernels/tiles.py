@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 TABLES = Path(__file__).parent / "tuned"
 FIXED_ROWS = 32
-"""Of every tile in deterministic inference: lower wastes weights in prefill, higher work in decode."""
+"""Of each tile in deterministic inference. Lower, prefill reads weights more often; higher, decode
+computes more rows of nothing."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,7 @@ def default(
     return Tile(block_m, 128 if wide else 64, block_k, 8 if wide else 1, options)
 
 
-def fixed(
-    target: Target, experts: int, k: int, dtype: torch.dtype, w8a16: bool = False
-) -> Tile:
+def fixed(target: Target, experts: int, k: int, dtype: torch.dtype, w8a16: bool = False) -> Tile:
     """The rule's for experts of `FIXED_ROWS` rows, whatever their number: so no sum depends on it.
 
     No table has a say, since its lines are for numbers of tokens.

@@ -82,5 +82,5 @@ def test_any_number_of_tokens_runs_one_machine_code(arch: str) -> None:
 
 def test_without_it_the_number_of_tokens_chooses() -> None:
     found = kernels("gfx942", alike=False)
-    assert {len(set(map(str, found[n]))) for n in TOKENS} and found[250] != found[1]
+    assert found[250] != found[1]
     assert "merge" in {name for name, _ in found[1]}  # type: ignore[misc]  # a pair
