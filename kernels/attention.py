@@ -106,8 +106,9 @@ def attend_kernel(
     QUERIES: the most queries of a sequence, or 0 where they are many: how programs are dealt out.
     SPLITS: 0 writes the result, otherwise each split writes its part, and its row's maximum and
     sum, for QUERIES rows a sequence.
-    ALIKE: every block of keys is masked, whether it hides some from the tile's other queries or
-    not. A block that hides all of its keys from a row multiplies by 1 and adds zeros.
+    ALIKE: all blocks of keys are masked. Which ones need it depends on the tile's other queries, and
+    nothing obliges a compiler to round alike in two loops. A block of which a row sees no key
+    multiplies by 1 and adds zeros.
     """
     group = tl.program_id(1)
     split = tl.program_id(2)
@@ -173,10 +174,7 @@ def attend_kernel(
         tl.store(stats_ptr + row * 2 + 1, norm, mask=live)
     else:
         row = (begin + query).to(tl.int64) * H + head
-        result = total / norm[:, None] * v_scale
-        if ALIKE:
-            result += 0.0  # what a mask hides may have turned a -0 into 0
-        result = result.to(out_ptr.dtype.element_ty)
+        result = (total / norm[:, None] * v_scale).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + row[:, None] * C + offs_c[None, :], result, mask=live[:, None])
 
 

@@ -104,12 +104,15 @@ def _of_product(target: Target, product: products.Product, group: Group) -> Case
     )
 
 
+ALIKE = "deterministic"
 PHASES = {
     "decode": (1, 64, (("bf16", 64), ("bf16", 16), ("fp8", 64), ("fp8", 16))),
     "verify": (4, 16, (("bf16", 16), ("fp8", 16))),
     "prefill": (1024, 4, (("bf16", 64), ("bf16", 16), ("fp8", 16))),
+    ALIKE: (1, 64, (("bf16", 64), ("fp8", 64))),
 }
-"""(queries of a sequence, sequences, (what the pages hold, slots of a page)) of each phase."""
+"""(queries of a sequence, sequences, (what the pages hold, slots of a page)) of each phase.
+Deterministic inference has one kernel for all of them."""
 
 
 def _attention(target: Target) -> Iterator[Case]:
@@ -117,7 +120,7 @@ def _attention(target: Target) -> Iterator[Case]:
     for phase, (queries, sequences, caches) in PHASES.items():
         for pages, slots in caches:
             dtype = BF16 if pages == "bf16" else target.fp8
-            for launch in _attend(target, queries, sequences, dtype, slots):
+            for launch in _attend(target, queries, sequences, dtype, slots, phase == ALIKE):
                 if launch.name == "merge" and (pages, slots) != ("bf16", 64):
                     continue  # the same kernel whatever the pages
                 peers = ATTENTION.get(phase, ()) if launch.name == "attend" else ()
@@ -133,7 +136,7 @@ def _attention(target: Target) -> Iterator[Case]:
 
 
 def _attend(
-    target: Target, queries: int, sequences: int, dtype: torch.dtype, slots: int
+    target: Target, queries: int, sequences: int, dtype: torch.dtype, slots: int, alike: bool
 ) -> list[Recorded]:
     """Sequences of 4,096 tokens that end with `queries` new ones."""
     length = 4096
@@ -143,7 +146,7 @@ def _attend(
     cache = KVCache(_empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype), 0.5, 0.5)
     recorder = Recorder()
     q_THC = _empty(sequences * queries, HEADS, SIZE)
-    attention.attend(recorder, target, q_THC, cache, step, SIZE**-0.5)
+    attention.attend(recorder, target, q_THC, cache, step, SIZE**-0.5, alike)
     return recorder.launches
 
 
