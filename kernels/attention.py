@@ -106,8 +106,8 @@ def attend_kernel(
     QUERIES: the most queries of a sequence, or 0 where they are many: how programs are dealt out.
     SPLITS: 0 writes the result, otherwise each split writes its part, and its row's maximum and
     sum, for QUERIES rows a sequence.
-    ALIKE: all blocks of keys are masked. Which ones need it depends on the tile's other queries, and
-    nothing obliges a compiler to round alike in two loops. A block of which a row sees no key
+    ALIKE: all blocks of keys are masked. Which of them need it depends on the tile's other queries,
+    and nothing obliges a compiler to round alike in two loops. A block of which a row sees no key
     multiplies by 1 and adds zeros.
     """
     group = tl.program_id(1)

@@ -38,7 +38,9 @@ HIDDEN, HEADS, GROUPS, SIZE, ROTARY, EXPERTS, WIDTH, CHOSEN = 5120, 12, 1, 128, 
 TOKENS = 256
 
 
-Group = Literal["beside peers", "own tiles", "attention", "rows", "all shapes"]
+Group = Literal["beside peers", "own tiles", "attention", "rows", "all shapes", "any tokens"]
+SUMMED: tuple[Group, ...] = ("all shapes", "any tokens")
+"""Groups of so many cases that they share one row with all of their kind."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ def everything(arch: str) -> Iterator[Case]:
     """These, and each kernel that the products of both models on all ranks come down to."""
     yield from cases(arch)
     target = Target(arch)
-    yield from (_of_product(target, p, "all shapes") for p in coverage.distinct(target))
+    listed: dict[Group, Iterator[products.Product]] = {
+        "all shapes": coverage.products(target),
+        "any tokens": coverage.alike(target),
+    }
+    for group, candidates in listed.items():
+        yield from (_of_product(target, p, group) for p in coverage.distinct(target, candidates))
 
 
 def quick(arch: str) -> Iterator[Case]:

@@ -7,9 +7,9 @@ all dense layers do. Its compile-time parameters and what Triton is told of its 
 which of them share machine code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -118,11 +118,11 @@ def _is_launched(shape: Shape, quantisation: Quantisation) -> bool:
     return shape.experts > 1 or not by_vendor[quantisation]
 
 
-def distinct(target: Target) -> Iterator[Product]:
+def distinct(target: Target, candidates: Iterable[Product]) -> Iterator[Product]:
     """The first product of each kernel that is compiled."""
     seen: set[object] = set()
     key = KernelKey(chip(target.arch))
-    for candidate in chain(products(target), alike(target)):
+    for candidate in candidates:
         if (found := key(candidate.launch)) not in seen:
             seen.add(found)
             yield candidate

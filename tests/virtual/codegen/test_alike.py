@@ -35,7 +35,8 @@ def kernels(arch: str, alike: bool) -> dict[int, list[object]]:
 
 
 def everything(ops: GpuOps) -> Callable[[int], None]:
-    """All ops for so many tokens of one sequence, in all formats of weights and types of pages."""
+    """All ops for so many tokens, of one sequence and of as many, in all formats of weights and
+    types of pages."""
     cfg = ModelConfig.from_dict(small_config(n_routed_experts=16, num_experts_per_tok=4))
     options = ({}, {"dynamic": True}, {"dynamic": True, "block": (128, 128)})
 
@@ -54,7 +55,8 @@ def everything(ops: GpuOps) -> Callable[[int], None]:
     def run(tokens: int) -> None:
         x = torch.zeros(tokens, 256, dtype=BF16)
         heads, angles = x.view(tokens, 8, 32), x[:, :16].contiguous()
-        step = Step.build([(700, tokens, range(20))], 64, CPU)
+        prompt = Step.build([(700, tokens, range(20))], 64, CPU)
+        decode = Step.build([(700 + i, 1, range(20)) for i in range(tokens)], 64, CPU)
         weights, experts = ops.route(x, gate, bias, cfg)
         for w, gate_up, down in zip(flat, gate_ups, downs, strict=True):
             ops.linear(x, w)
@@ -62,8 +64,9 @@ def everything(ops: GpuOps) -> Callable[[int], None]:
             ops.rms_norm(x, norm, 1e-5, x, w)
             ops.silu_mul(x)
         for cache in caches:
-            ops.rope_store(heads, heads[:, :1], heads[:, :1], angles, angles, cache, step)
-            ops.attend(heads, cache, step, 1.0)
+            for step in (prompt, decode):
+                ops.rope_store(heads, heads[:, :1], heads[:, :1], angles, angles, cache, step)
+                ops.attend(heads, cache, step, 1.0)
 
     return run
 
