@@ -266,6 +266,12 @@ def server_options(command: F) -> F:
                 default=60.0,
                 help="Seconds after which a client that reads nothing is cut.",
             ),
+            option(
+                "--drain-delay",
+                type=float,
+                default=0.0,
+                help="Seconds after SIGTERM to go on taking requests, with /health at 503 already.",
+            ),
             option("--drain-grace", type=float, default=30.0, help="Seconds to finish at the end."),
             option(
                 "--log-format",
