@@ -16,7 +16,14 @@ from glm_portable.serve.server import bind
 from glm_portable.serve.settings import ServerSettings
 from tests.engine.fake_model import FakeModel, Words, limits
 from tests.serve.conversation import HI
-from tests.serve.fake_engine import FakeEngine, Running, fake_server, fake_service, serving
+from tests.serve.fake_engine import (
+    FakeEngine,
+    Running,
+    Threaded,
+    fake_server,
+    fake_service,
+    serving,
+)
 
 CHAT = "/v1/chat/completions"
 PROBES = ("/health", "/ready", "/ping")
@@ -120,7 +127,7 @@ def test_the_self_test_over_a_real_engine() -> None:
     """Through the scheduler, among other requests, and with a model that goes wrong."""
     model = Spoilt()
     with Engine(model, Words(), limits()) as engine, fake_server() as running:
-        running.service.engine = engine
+        running.service.engine = Threaded(engine)
         minutes = iter(range(0, 10**6, 60))
         running.service.self_test = SelfTest([1, 2, 3, 4, 5], clock=minutes.__next__)
         running.service.self_test.record(engine)
