@@ -312,7 +312,11 @@ def server_options(command: F) -> F:
 @limit_options
 @rank_options
 @server_options
-@option("--reasoning-parser", type=click.Choice(["glm45"]), help="For vLLM's command lines.")
+@option(
+    "--reasoning-parser",
+    type=click.Choice(["glm45", "glm4_moe"]),
+    help="For vLLM's command lines.",
+)
 @option("--enable-auto-tool-choice", is_flag=True, help="Always on; for vLLM's command lines.")
 def serve(model: str | None, **options: Any) -> None:
     """Serve an OpenAI-compatible API."""
