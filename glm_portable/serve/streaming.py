@@ -67,9 +67,9 @@ def event(content: Any, name: str = "") -> bytes:
 class TextEvent:
     """An event that is made again and again with another text: the rest is encoded once."""
 
-    def __init__(self, content: Callable[[str], Any]) -> None:
+    def __init__(self, content: Callable[[str], Any], name: str = "") -> None:
         """content: what the event says, with the given text at one place."""
-        self._before, self._after = event(content(_PLACE)).split(encode(_PLACE))
+        self._before, self._after = event(content(_PLACE), name).split(encode(_PLACE))
 
     def of(self, text: str) -> bytes:
         return self._before + encode(text) + self._after
