@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glm_portable.engine import core
+from glm_portable.engine.acceptance import accept
 from glm_portable.engine.engine import Completion, Engine
 from glm_portable.engine.limits import EngineLimits
 from glm_portable.engine.types import SamplingParams
@@ -173,7 +174,7 @@ class ModelOnChip(fake_model.FakeModel):
 def test_rows_are_sampled_on_the_host_where_the_chip_sums_by_their_number(
     monkeypatch: pytest.MonkeyPatch, deterministic: bool, batch_invariant: bool
 ) -> None:
-    seen, accept = [], core.accept
+    seen: list[type[Tensor]] = []
 
     def noted(turns: Any, logits_RV: Tensor, vocab_size: int) -> None:
         seen.append(type(logits_RV))

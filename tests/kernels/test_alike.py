@@ -207,7 +207,7 @@ def test_answers_alone_in_company_from_the_cache_and_in_chunks(
 
     def engine_of(**options: Any) -> Engine:
         promise = {"enable_deterministic_inference": True, "batch_invariant": True}
-        return Engine(model, Words(), limits(**(promise | options)))  # type: ignore[arg-type]  # as the engine's tests do
+        return Engine(model, Words(), limits(**(promise | options)))
 
     with engine_of(enable_prefix_caching=False) as engine:
         alone = [engine.generate([one])[0] for one in ASKED]

@@ -1,6 +1,7 @@
 """In deterministic inference a GPU runs the same machine code for any number of tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from glm_portable.backends._gpu import GpuOps
 from glm_portable.config import ModelConfig
 from glm_portable.kernels.target import Target
-from glm_portable.ops import KVCache, Step
+from glm_portable.ops import KVCache, Step, Weight
 from glm_portable.verify.cases.data import FP8, normal, quantised, weight
 from glm_portable.virtual.chips import CHIPS, chip
 from glm_portable.virtual.codegen.coverage import KernelKey
@@ -20,7 +21,7 @@ TOKENS = (1, 2, 16, 17, 33, 64, 250)
 OF_INTEGERS = ("count", "place")  # which rows a tile takes: no number of the model is in them
 
 
-def kernels(arch: str, alike: bool) -> dict[int, list[object]]:
+def kernels(arch: str, alike: bool) -> dict[int, list[tuple[str, object]]]:
     """What each number of tokens launches in all ops, as Triton's own cache would know it."""
     recorder, key = Recorder(), KernelKey(chip(arch))
     ops = GpuOps("recorded", CPU, Target(arch), recorder)
@@ -38,9 +39,9 @@ def everything(ops: GpuOps) -> Callable[[int], None]:
     """All ops for so many tokens, of one sequence and of as many, in all formats of weights and
     types of pages."""
     cfg = ModelConfig.from_dict(small_config(n_routed_experts=16, num_experts_per_tok=4))
-    options = ({}, {"dynamic": True}, {"dynamic": True, "block": (128, 128)})
+    options: list[dict[str, Any]] = [{}, {"dynamic": True}, {"dynamic": True, "block": (128, 128)}]
 
-    def stored(*shape: int) -> list[object]:
+    def stored(*shape: int) -> list[Weight]:
         return [ops.pack(weight(*shape, dtype=BF16))] + [
             ops.pack(quantised(*shape, dtype=BF16, kind=FP8, **o)) for o in options
         ]
@@ -48,7 +49,7 @@ def everything(ops: GpuOps) -> Callable[[int], None]:
     flat, gate_ups, downs = stored(64, 256), stored(16, 128, 256), stored(16, 256, 64)
     gate, bias, norm = normal(16, 256), normal(16), normal(256).to(BF16)
     caches = [
-        KVCache(*(torch.zeros(40, 64, 1, 32, dtype=kind) for _ in "kv"))
+        KVCache(torch.zeros(40, 64, 1, 32, dtype=kind), torch.zeros(40, 64, 1, 32, dtype=kind))
         for kind in (BF16, ops.target.fp8)
     ]
 
@@ -74,7 +75,7 @@ def everything(ops: GpuOps) -> Callable[[int], None]:
 @pytest.mark.parametrize("arch", CHIPS)
 def test_any_number_of_tokens_runs_one_machine_code(arch: str) -> None:
     found = kernels(arch, alike=True)
-    names = {name for name, _ in found[1]}  # type: ignore[misc]  # a pair
+    names = {name for name, _ in found[1]}
     assert names == {
         "attend", "choose", "combine", "gate", "grouped_gemm", "quantize", "rms_norm",
         "rope_store", "silu_mul",
@@ -86,4 +87,4 @@ def test_any_number_of_tokens_runs_one_machine_code(arch: str) -> None:
 def test_without_it_the_number_of_tokens_chooses() -> None:
     found = kernels("gfx942", alike=False)
     assert found[250] != found[1]
-    assert "merge" in {name for name, _ in found[1]}  # type: ignore[misc]  # a pair
+    assert "merge" in {name for name, _ in found[1]}
