@@ -14,7 +14,7 @@ LAYERS = [
     {"modelslim", "options"},
     {"config", "shards", "hub", "pocket", "tasks"},
     {"ops", "tokenizer", "parallel"},
-    {"kernels", "stored"},
+    {"kernels", "stored", "digest"},
     {"formats"},
     {"backends", "checkpoint"},
     {"model"},

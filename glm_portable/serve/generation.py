@@ -40,6 +40,9 @@ class Engine(Protocol):
     def stats(self) -> EngineStats:
         """A look at the engine as of now."""
 
+    def examine(self, on_result: Callable[[str | None], None]) -> None:
+        """Compare the weights with the first time; see `glm_portable.engine.engine.Engine`."""
+
 
 @dataclass(frozen=True)
 class Job:

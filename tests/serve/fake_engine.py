@@ -104,6 +104,7 @@ class FakeEngine:
         )
         self.script: Script = lambda request: says("Hello there.")
         self.requests: list[Submitted] = []
+        self.fault: str | None = None
         self._arrived = threading.Condition()
 
     def submit(
@@ -125,6 +126,9 @@ class FakeEngine:
             number = len(self.requests) - 1
         threading.Thread(target=self._answer, args=[request], daemon=True).start()
         return number
+
+    def examine(self, on_result: Callable[[str | None], None]) -> None:
+        on_result(self.fault)
 
     def cancel(self, request_id: int) -> None:
         self.requests[request_id].cancelled.set()
