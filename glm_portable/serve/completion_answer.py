@@ -1,7 +1,7 @@
 """Answers of /v1/completions: plain text, streamed and whole."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,17 +129,15 @@ class CompletionAnswer(Answer):
     async def whole(self) -> dict[str, Any]:
         while await self.generation.wait():
             for index, delta in self.generation.arrived():
-                await self._take(index, delta)
+                if delta.prompt_logprobs:  # of up to a whole window
+                    await asyncio.to_thread(self._take, index, delta)
+                else:
+                    self._take(index, delta)
         return self.body([choice.flush() for choice in self._choices])
 
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        while await self.generation.wait():
-            for index, delta in self.generation.arrived():
-                choice = await self._take(index, delta)
-                if choice.worth_a_chunk:
-                    yield self._next(choice)
-        for chunk in self.final_chunks():
-            yield chunk
+    def take(self, index: int, delta: Delta) -> Sequence[Chunk]:
+        choice = self._take(index, delta)
+        return [self._next(choice)] if choice.worth_a_chunk else ()
 
     def _next(self, choice: CompletionChoice) -> Chunk:
         if not choice.only_text:
@@ -149,13 +147,10 @@ class CompletionAnswer(Answer):
             choice.index, text, lambda text: self.chunk([choice.with_text(text)])
         )
 
-    async def _take(self, index: int, delta: Delta) -> CompletionChoice:
+    def _take(self, index: int, delta: Delta) -> CompletionChoice:
         choice = self._choices[index]
         if self._counts:
             same_prompt = index > 0 and self._choices[index - 1].prompt is choice.prompt
             self.usage.count(delta, first=not same_prompt)
-        if delta.prompt_logprobs:  # of up to a whole window
-            await asyncio.to_thread(choice.take, delta)
-        else:
-            choice.take(delta)
+        choice.take(delta)
         return choice

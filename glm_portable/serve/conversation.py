@@ -78,20 +78,24 @@ class Conversation:
     def arrived(self) -> Iterator[tuple[ChatChoice, list[Event], Delta]]:
         """What comes of each delta that is there. Raises ApiError."""
         for index, delta in self.generation.arrived():
-            choice = self.choices[index]
-            events: list[Event] = []
-            parts = delta.parts or (delta,)
-            # Token by token: the thinking may end, or the choice with a call, before the last one.
-            for count, part in enumerate(parts, 1):
-                known = choice.reasoning_tokens
-                events += choice.take(part)
-                self.usage.count(part, choice.reasoning_tokens - known, first=index == 0)
-                if choice.finish_reason is not None:
-                    self.generation.stop(index)
-                    if count < len(parts):
-                        delta = joined(parts[:count])
-                    break
-            yield choice, events, delta
+            yield self.take(index, delta)
+
+    def take(self, index: int, delta: Delta) -> tuple[ChatChoice, list[Event], Delta]:
+        """What comes of a choice's next delta, and what of it the choice has."""
+        choice = self.choices[index]
+        events: list[Event] = []
+        parts = delta.parts or (delta,)
+        # Token by token: the thinking may end, or the choice with a call, before the last one.
+        for count, part in enumerate(parts, 1):
+            known = choice.reasoning_tokens
+            events += choice.take(part)
+            self.usage.count(part, choice.reasoning_tokens - known, first=index == 0)
+            if choice.finish_reason is not None:
+                self.generation.stop(index)
+                if count < len(parts):
+                    delta = joined(parts[:count])
+                break
+        return choice, events, delta
 
 
 async def start(service: Service, request: ChatRequest) -> Conversation:

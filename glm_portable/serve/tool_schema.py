@@ -157,16 +157,17 @@ def _follow(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, 
     return {}
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
 def kinds_of_json(text: str) -> frozenset[str]:
-    """The JSON types of a text, empty if it is none (NaN and absurd depth included)."""
+    """The JSON types of a text; empty if it is none, or holds what an answer could not carry.
+
+    That is NaN, infinite numbers (1e400 is one) and lone surrogates.
+    """
     try:
-        return _kinds(json.loads(text, parse_constant=_refuse_constant))
-    except (ValueError, RecursionError):
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):  # of wrong JSON, wrong numbers and wrong characters
         return _UNKNOWN
+    return _kinds(value)
 
 
 def _kinds(value: Any) -> frozenset[str]:

@@ -1,15 +1,17 @@
 """An engine whose answers a test writes itself, behind the real HTTP server."""
 
+import asyncio
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from glm_portable import pocket
 from glm_portable.config import ModelConfig
+from glm_portable.engine.engine import Engine
 from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
@@ -18,6 +20,8 @@ from glm_portable.serve.server import Server, bind
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
 from glm_portable.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 WINDOW = 512
 WAIT_S = 20.0
@@ -80,6 +84,36 @@ def scores_of(prompt_ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
     return tuple(found)
 
 
+def on_the_loop(receive: Callable[[T], None]) -> Callable[[T], None]:
+    """For a thread that generates: has the running loop call `receive`."""
+    loop = asyncio.get_running_loop()
+
+    def send(item: T) -> None:
+        with suppress(RuntimeError):  # the server has ended, so nobody is waiting
+            loop.call_soon_threadsafe(receive, item)
+
+    return send
+
+
+class Threaded:
+    """An engine that generates on a thread of this process, as the server wants to have it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.cancel, self.stats = engine, engine.cancel, engine.stats
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        **options: Any,
+    ) -> Any:
+        return self._engine.submit(prompt_ids, params, on_the_loop(on_delta), **options)
+
+    def examine(self, on_result: Callable[[str | None], None]) -> None:
+        self._engine.examine(on_the_loop(on_result))
+
+
 class FakeEngine:
     """Answers each request with what `script` returns for it, from a thread of its own."""
 
@@ -119,7 +153,8 @@ class FakeEngine:
     ) -> int:
         if len(prompt_ids) >= WINDOW:
             raise UsageError(f"This model's maximum context length is {WINDOW} tokens, not more.")
-        request = Submitted(list(prompt_ids), params, on_delta, name, priority, cache_salt)
+        send = on_the_loop(on_delta)
+        request = Submitted(list(prompt_ids), params, send, name, priority, cache_salt)
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()
@@ -128,7 +163,7 @@ class FakeEngine:
         return number
 
     def examine(self, on_result: Callable[[str | None], None]) -> None:
-        on_result(self.fault)
+        asyncio.get_running_loop().call_soon(on_result, self.fault)
 
     def cancel(self, request_id: int) -> None:
         self.requests[request_id].cancelled.set()

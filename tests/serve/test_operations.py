@@ -21,6 +21,7 @@ from tests.serve.fake_engine import (
     WAIT_S,
     FakeEngine,
     Running,
+    Threaded,
     fake_server,
     fake_service,
     serving,
@@ -128,7 +129,7 @@ def test_the_self_test_over_a_real_engine() -> None:
     """Through the scheduler, among other requests, and with a model that goes wrong."""
     model = Spoilt()
     with Engine(model, Words(), limits()) as engine, fake_server() as running:
-        running.service.engine = engine
+        running.service.engine = Threaded(engine)
         minutes = iter(range(0, 10**6, 60))
         running.service.self_test = SelfTest([1, 2, 3, 4, 5], clock=minutes.__next__)
         running.service.self_test.record(engine)
@@ -154,7 +155,7 @@ def test_weights_that_changed_are_named_while_requests_run() -> None:
     down, whole = moe.down.data[3], moe.down.data[3].clone()
     capacity = glm.limits(memory_bytes=2**26, max_model_len=512)
     with Engine(glm.model, glm.tokenizer, capacity) as engine, fake_server() as running:
-        running.service.engine = engine
+        running.service.engine = Threaded(engine)
         minutes = iter(range(0, 10**6, 60))
         text = glm.tokenizer.encode("I am GLM")
         running.service.self_test = SelfTest(text, clock=minutes.__next__)
