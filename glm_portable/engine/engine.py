@@ -194,6 +194,7 @@ class Engine:
     ) -> Request:
         admission.check_prompt(prompt_ids, self._vocab_size)
         admission.check_params(params, self._vocab_size)
+        admission.check_priority(priority)
         length = admission.max_length(prompt_ids, params, self.limits.max_model_len)
         self._core.scheduler.check(length)
         number = next(self._numbers)
