@@ -26,7 +26,7 @@ LAYERS = [
     {"verify"},
     {"bench", "terminal", "doctor", "tune", "processes"},
     {"engine_main"},
-    {"commands", "serving"},
+    {"commands", "serving", "engine_options"},
     {"cli"},
     {"__main__"},
 ]
