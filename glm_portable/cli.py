@@ -168,6 +168,12 @@ def server_options(command: F) -> F:
                 default=60.0,
                 help="Seconds after which a client that reads nothing is cut.",
             ),
+            option(
+                "--drain-delay",
+                type=float,
+                default=0.0,
+                help="Seconds after SIGTERM to go on taking requests, with /health at 503 already.",
+            ),
             option("--drain-grace", type=float, default=30.0, help="Seconds to finish at the end."),
             option(
                 "--log-format",
@@ -208,7 +214,11 @@ def server_options(command: F) -> F:
 @limit_options
 @rank_options
 @server_options
-@option("--reasoning-parser", type=click.Choice(["glm45"]), help="For vLLM's command lines.")
+@option(
+    "--reasoning-parser",
+    type=click.Choice(["glm45", "glm4_moe"]),
+    help="For vLLM's command lines.",
+)
 @option("--enable-auto-tool-choice", is_flag=True, help="Always on; for vLLM's command lines.")
 def serve(model: str | None, **options: Any) -> None:
     """Serve an OpenAI-compatible API."""

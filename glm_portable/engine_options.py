@@ -48,8 +48,8 @@ def limit_options(command: F) -> F:
             option(
                 "--enable-deterministic-inference",
                 is_flag=True,
-                help="Let no bit of an answer depend on what was cached; on cpu and reference "
-                "nor on other requests. Slower.",
+                help="Let no bit of an answer depend on what was cached, nor on other requests "
+                "(which ascend cannot promise). Slower.",
             ),
             option(
                 "--gpu-memory-utilization",

@@ -34,7 +34,7 @@ LAYERS = [
 
 NOT_FROM_MODEL = {"backends"}  # the model is handed its backend, so that two run side by side
 VENDOR = re.compile(r"\b(cuda|rocm|hip|ascend|npu|triton)\b", re.IGNORECASE)
-MAY_NAME_VENDORS = {"ops.py", "cli.py"}  # detection, and the help text of --backend
+MAY_NAME_VENDORS = {"ops.py", "cli.py", "engine_options.py"}  # detection, and help texts
 THREAD = re.compile(r"[\w.-]+( PR)?#\d+")  # whose bug tracker a fault is known from
 VENDOR_MODULES = {"backends", "kernels", "virtual"}
 

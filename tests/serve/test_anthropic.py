@@ -129,7 +129,7 @@ def test_the_client_puts_a_stream_together_as_the_whole(
     assert whole._request_id
 
 
-@pytest.mark.parametrize("value", [r'["\ud800"]', "1e400"])
+@pytest.mark.parametrize("value", [r'["\ud800"]', "1e400", "[" * 253 + "]" * 253])
 def test_the_input_of_a_call_is_json_whatever_the_model_writes(
     server: Running, http: httpx.Client, value: str
 ) -> None:
