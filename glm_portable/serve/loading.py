@@ -27,7 +27,7 @@ def answering(sock: socket.socket, settings: ServerSettings) -> Iterator[None]:
     """
     listen(sock, settings)
     config = uvicorn.Config(
-        MessagesErrors(Exchanges(_answer, on_start=_unnoted, on_end=_unnoted)),
+        MessagesErrors(Exchanges(_answer, _unnoted, _unnoted, closing=lambda: False)),
         http=limited_protocol(settings),
         ws="none",
         lifespan="off",
