@@ -3,9 +3,10 @@
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
+from glm_portable.engine.types import Delta
 from glm_portable.serve.generation import Generation
 from glm_portable.serve.streaming import Chunk, EventStream, TextEvent
 from glm_portable.serve.usage import Usage
@@ -42,9 +43,12 @@ class Answer(ABC):
     async def whole(self) -> dict[str, Any]:
         """The answer as one object, when it is complete. Raises ApiError."""
 
+    def opening(self) -> Iterable[Chunk]:
+        return ()
+
     @abstractmethod
-    def chunks(self) -> AsyncIterator[Chunk]:
-        """The answer piece by piece. Raises ApiError."""
+    def take(self, index: int, delta: Delta) -> Iterable[Chunk]:
+        """What comes of a choice's next delta."""
 
     def body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._frame(self.whole_object, choices) | {"usage": self.usage.body()}
@@ -66,7 +70,7 @@ class Answer(ABC):
             event = self._text_events[kind] = TextEvent(chunk)
         return event.of(text)
 
-    def final_chunks(self) -> Iterator[dict[str, Any]]:
+    def ending(self) -> Iterator[dict[str, Any]]:
         """After the last choice: the count, if it was asked for."""
         if self._include_usage:
             yield self.chunk([]) | {"usage": self.usage.body()}

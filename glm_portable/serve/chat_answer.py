@@ -1,10 +1,10 @@
 """Answers of /v1/chat/completions, streamed and whole, from the same events."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from glm_portable.engine.types import TokenLogprob
+from glm_portable.engine.types import Delta, TokenLogprob
 from glm_portable.serve.answer import Answer
 from glm_portable.serve.conversation import ChatChoice, Conversation
 from glm_portable.serve.events import (
@@ -55,17 +55,9 @@ class ChatAnswer(Answer):
             body["prompt_logprobs"] = entries
         return body
 
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        while await self.generation.wait():
-            for choice, events, delta in self._conversation.arrived():
-                choice.tokens += delta.logprobs
-                for chunk in self._next(choice, events):
-                    yield chunk
-        for chunk in self.final_chunks():
-            yield chunk
-
-    def _next(self, choice: ChatChoice, events: Sequence[Event]) -> Sequence[Chunk]:
-        """The chunks of one delta."""
+    def take(self, index: int, delta: Delta) -> Sequence[Chunk]:
+        choice, events, delta = self._conversation.take(index, delta)
+        choice.tokens += delta.logprobs
         if choice.started and not choice.tokens and choice.finish_reason is None:
             match events:
                 case [Content() | Reasoning() as event]:

@@ -1,7 +1,7 @@
 """Answers of /v1/completions: plain text, streamed and whole."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ class Reported:
 
 @dataclass
 class CompletionChoice:
-    """One choice in the making."""
+    """One choice in the making. plain: until it ends, nothing but text is new in it."""
 
     index: int
     prompt: RawPrompt
@@ -48,6 +48,7 @@ class CompletionChoice:
     of_prompt: dict[str, Any] = field(default_factory=dict)
     last: Delta = Delta()
     begun: bool = False
+    plain: bool = False
 
     def __post_init__(self) -> None:
         self.logprobs = CompletionLogprobs(self.vocabulary)
@@ -55,6 +56,7 @@ class CompletionChoice:
     def take(self, delta: Delta) -> None:
         if not self.begun:
             self.begun = True
+            self.plain = self.reported.answer and self.reported.logprobs is None
             self._take_prompt(delta)
         if not self.reported.answer:
             self.last = replace(delta, finish_reason="length", stop_reason=None)
@@ -77,11 +79,8 @@ class CompletionChoice:
 
     def flush(self) -> dict[str, Any]:
         """The choice with what was taken since the last flush."""
-        return self.with_text(self.flush_text())
-
-    def flush_text(self) -> str:
         text, self.text = "".join(self.text), []
-        return text
+        return self.with_text(text)
 
     def with_text(self, text: str) -> dict[str, Any]:
         body = {
@@ -93,11 +92,6 @@ class CompletionChoice:
         }
         self.pieces = []
         return body | self.of_prompt
-
-    @property
-    def only_text(self) -> bool:
-        """Whether nothing but text is new in what `flush` returns next."""
-        return self.reported.logprobs is None and self.last.finish_reason is None
 
     @property
     def worth_a_chunk(self) -> bool:
@@ -129,33 +123,28 @@ class CompletionAnswer(Answer):
     async def whole(self) -> dict[str, Any]:
         while await self.generation.wait():
             for index, delta in self.generation.arrived():
-                await self._take(index, delta)
+                if delta.prompt_logprobs:  # of up to a whole window
+                    await asyncio.to_thread(self._take, index, delta)
+                else:
+                    self._take(index, delta)
         return self.body([choice.flush() for choice in self._choices])
 
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        while await self.generation.wait():
-            for index, delta in self.generation.arrived():
-                choice = await self._take(index, delta)
-                if choice.worth_a_chunk:
-                    yield self._next(choice)
-        for chunk in self.final_chunks():
-            yield chunk
+    def take(self, index: int, delta: Delta) -> Sequence[Chunk]:
+        choice = self._choices[index]
+        if choice.plain and delta.finish_reason is None:
+            self.usage.count(delta)
+            return [self._text(choice, delta.text)] if delta.text else ()
+        self._take(index, delta)
+        return [self.chunk([choice.flush()])] if choice.worth_a_chunk else ()
 
-    def _next(self, choice: CompletionChoice) -> Chunk:
-        if not choice.only_text:
-            return self.chunk([choice.flush()])
-        text = choice.flush_text()
+    def _text(self, choice: CompletionChoice, text: str) -> Chunk:
         return self.text_chunk(
             choice.index, text, lambda text: self.chunk([choice.with_text(text)])
         )
 
-    async def _take(self, index: int, delta: Delta) -> CompletionChoice:
+    def _take(self, index: int, delta: Delta) -> None:
         choice = self._choices[index]
         if self._counts:
             same_prompt = index > 0 and self._choices[index - 1].prompt is choice.prompt
             self.usage.count(delta, first=not same_prompt)
-        if delta.prompt_logprobs:  # of up to a whole window
-            await asyncio.to_thread(choice.take, delta)
-        else:
-            choice.take(delta)
-        return choice
+        choice.take(delta)

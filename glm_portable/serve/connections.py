@@ -8,7 +8,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from glm_portable.serve.settings import ServerSettings
-from glm_portable.serve.streaming import WRITE_PIECE
+from glm_portable.serve.streaming import PIECES
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ def limited_protocol(settings: ServerSettings) -> type[H11Protocol]:
     A connection is closed when a request's headers, or after them its body, take too long, and cut
     when an answer waits in its buffer and none of it is taken for too long. h11 itself limits the
     headers to 64 KiB; uvicorn stops an answer that has 64 KiB waiting. For what is streamed it
-    offers `WRITE_PIECE`.
+    offers `PIECES`.
     """
     limits: dict[object, float] = {
         h11.IDLE: settings.header_timeout_s,
@@ -37,17 +37,23 @@ def limited_protocol(settings: ServerSettings) -> type[H11Protocol]:
 
         async def _offer_pieces(self, scope: Any, receive: Any, send: Any) -> None:
             if scope["http_version"] == "1.1":  # with an older client the body is not in chunks
-                scope["extensions"] = {WRITE_PIECE: self._write_piece}
+                scope["extensions"] = {PIECES: self}
             await self._application(scope, receive, send)
 
-        async def _write_piece(self, data: bytes) -> None:
-            """As uvicorn and h11 send it, whose states a piece of a chunked body leaves alone."""
+        @property
+        def writable(self) -> bool:
+            return not self.flow.write_paused
+
+        async def drain(self) -> None:
             if self.flow.write_paused and not self.cycle.disconnected:
                 await self.flow.drain()
-            if self.cycle.disconnected:
-                return
-            assert data and self.cycle.response_started and not self.cycle.response_complete
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+        def write_piece(self, data: bytes) -> None:
+            """As uvicorn and h11 send it, whose states a piece of a chunked body leaves alone."""
+            cycle = self.cycle
+            if not cycle.disconnected:
+                assert data and cycle.response_started and not cycle.response_complete
+                self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)

@@ -1,9 +1,10 @@
-"""The bridge from the engine's thread to the server's event loop."""
+"""The choices of one request, from the engine to whoever sends them to the client."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -11,11 +12,10 @@ from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.serve.errors import ApiError, internal_error, timed_out, unavailable
 from glm_portable.serve.exchange import current
-from glm_portable.serve.mailbox import Mailbox
 
 
 class Engine(Protocol):
-    """What the server needs of `glm_portable.engine.engine.Engine`; every method is thread-safe."""
+    """What the server needs of an engine. It is used on the event loop alone."""
 
     def submit(
         self,
@@ -27,7 +27,7 @@ class Engine(Protocol):
         priority: int = 0,
         cache_salt: str = "",
     ) -> Any:
-        """Queue a request, whose deltas come on the engine's thread, and return its id.
+        """Queue a request and return its id; on_delta is called on the loop, and never from here.
 
         name: whose request it is, for the engine's log.
 
@@ -58,7 +58,9 @@ class Generation:
     cancelled. Read as `while await generation.wait(): for index, delta in generation.arrived()`.
     Deltas wait in a queue of their own, so a slow client never holds the engine; the queue is
     bounded by the length of the answers. before_waiting: called when no delta is left, so that
-    whoever sends them can gather those that came together.
+    whoever sends them can gather those that came together. take_now: offered a delta that comes
+    while `wait` waits, and neither ends its choice nor has much in it; True if it took it, and
+    nobody need be woken.
     """
 
     def __init__(
@@ -66,15 +68,14 @@ class Generation:
         engine: Engine,
         jobs: Sequence[Job],
         registry: "set[Generation]",
-        mailbox: Mailbox,
         timeout_s: float | None = None,
     ) -> None:
-        """`registry` holds this object from its start to its end. mailbox: of the running loop.
+        """`registry` holds this object from its start to its end.
 
         timeout_s: after which `arrived` raises.
         """
         self._engine, self._jobs, self._registry = engine, jobs, registry
-        self._mailbox, self._timeout_s = mailbox, timeout_s
+        self._timeout_s = timeout_s
         self._timer: asyncio.TimerHandle | None = None
         self._exchange = current()
         self._given_up = unavailable(
@@ -84,6 +85,7 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._running: dict[int, Any] = {}
         self.before_waiting: Callable[[], Awaitable[None]] = _nothing
+        self.take_now: Callable[[int, Delta], bool] = _not_now
 
     def start(self) -> None:
         """Submit every job; if one is refused, none runs. Raises the engine's UsageError."""
@@ -94,15 +96,14 @@ class Generation:
             self._exchange.begin([job.prompt_ids for job in self._jobs], self._jobs[0].params)
         if self._timeout_s is not None:
             error = timed_out(self._timeout_s)
-            loop = self._mailbox.loop
+            loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._timeout_s, self.abort, error)
         try:
             for index, job in enumerate(self._jobs):
-                receive = self._receiver(index)
                 self._running[index] = self._engine.submit(
                     job.prompt_ids,
                     job.params,
-                    receive,
+                    partial(self._receive, index),
                     name=name,
                     priority=job.priority,
                     cache_salt=job.cache_salt,
@@ -111,21 +112,42 @@ class Generation:
             self.cancel()
             raise
 
-    def _receiver(self, index: int) -> Callable[[Delta], None]:
-        return lambda delta: self._mailbox.put(self._receive, (index, delta))
+    def _receive(self, index: int, delta: Delta) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done():  # done: whoever waited was cancelled
+            self._queue.append((index, delta))
+            return
+        try:
+            taken = self._taken(index, delta)
+        except Exception as error:
+            self._waiter = None
+            waiter.set_exception(error)
+            return
+        if not taken:
+            self._queue.append((index, delta))
+        elif self._running:
+            return
+        self._waiter = None
+        waiter.set_result(None)
 
-    def _receive(self, item: tuple[int, Delta]) -> None:
-        self._queue.append(item)
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():  # done: whoever waited was cancelled
-            waiter.set_result(None)
+    def _taken(self, index: int, delta: Delta) -> bool:
+        """Whether it was taken at once."""
+        if delta.finish_reason is not None or delta.prompt_logprobs or index not in self._running:
+            return False
+        taken = self.take_now(index, delta)
+        if taken and self._exchange is not None:
+            self._exchange.count(delta)
+        return taken
 
     async def wait(self) -> bool:
-        """Wait until something has arrived. False: every choice has ended."""
+        """Wait until something has arrived. False: every choice has ended.
+
+        Raises what `take_now` raised.
+        """
         while self._running and not self._queue:
             await self.before_waiting()
             if not self._queue:
-                self._waiter = self._mailbox.loop.create_future()
+                self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
         return bool(self._running)
 
@@ -162,7 +184,7 @@ class Generation:
         """Make `arrived` raise this: the server cannot wait for the rest."""
         self._given_up = error or self._given_up
         for index in self._running:
-            self._receive((index, Delta(finish_reason="abort")))
+            self._receive(index, Delta(finish_reason="abort"))
 
     def _raise_failure(self, delta: Delta) -> None:
         if delta.finish_reason == "abort":
@@ -186,3 +208,7 @@ class Generation:
 
 async def _nothing() -> None:
     pass
+
+
+def _not_now(index: int, delta: Delta) -> bool:
+    return False

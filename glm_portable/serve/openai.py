@@ -73,7 +73,7 @@ async def respond(
     try:
         answer = await unless_disconnected(request.receive, starting)
         if stream:
-            return answer.stream(answer.generation, answer.chunks())
+            return answer.stream(answer)
         async with answer.generation:
             whole = await unless_disconnected(request.receive, answer.whole())
     except ClientGone:

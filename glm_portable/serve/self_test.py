@@ -17,7 +17,6 @@ from glm_portable.engine.types import SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.generation import Engine, Generation, Job
-from glm_portable.serve.mailbox import Mailbox
 from glm_portable.tokenizer import Tokenizer
 
 TEXT = "In 1969 the quick brown fox wrote f(x) = 3x + 7; 敏捷的狐狸 jumped over 42 lazy dogs, then"
@@ -103,8 +102,7 @@ class SelfTest:
 
     async def _compute(self, engine: Engine) -> tuple[TokenLogprob, ...]:
         found: list[TokenLogprob] = []
-        mailbox = Mailbox(asyncio.get_running_loop())
-        async with Generation(engine, [self._job], set(), mailbox) as generation:
+        async with Generation(engine, [self._job], set()) as generation:
             generation.start()
             while await generation.wait():
                 for _, delta in generation.arrived():

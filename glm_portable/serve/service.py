@@ -1,6 +1,5 @@
 """What the endpoints share: the model's parts, the settings, and whether requests are welcome."""
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from glm_portable.serve.errors import (
 )
 from glm_portable.serve.exchange import current
 from glm_portable.serve.generation import Engine, Generation, Job
-from glm_portable.serve.mailbox import Mailbox
 from glm_portable.serve.remote.client import EngineClient
 from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.self_test import SelfTest
@@ -54,7 +52,6 @@ class Service:
     engine_pid: int | None = None
     refuse_from: float = float("inf")
     running: set[Generation] = field(default_factory=set)
-    _mailbox: Mailbox | None = None
     grammars: Compiler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -134,13 +131,8 @@ class Service:
     def generate(self, jobs: Sequence[Job]) -> Generation:
         """Start the choices of one request. Raises ApiError if the engine refuses one."""
         self._check_queue()  # again: others came while the request was read and rendered
-        generation = Generation(
-            self.engine,
-            jobs,
-            self.running,
-            self._current_mailbox(),
-            self.settings.request_timeout_s,
-        )
+        timeout_s = self.settings.request_timeout_s
+        generation = Generation(self.engine, jobs, self.running, timeout_s)
         try:
             generation.start()
         except UsageError as error:
@@ -148,12 +140,6 @@ class Service:
         except EngineDraining as error:
             raise unavailable(str(error)) from None
         return generation
-
-    def _current_mailbox(self) -> Mailbox:
-        loop = asyncio.get_running_loop()
-        if self._mailbox is None or self._mailbox.loop is not loop:
-            self._mailbox = Mailbox(loop)
-        return self._mailbox
 
     def abort(self) -> None:
         """End every running request with an error its client can see."""

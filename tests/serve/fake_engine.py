@@ -1,15 +1,17 @@
 """An engine whose answers a test writes itself, behind the real HTTP server."""
 
+import asyncio
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glm_portable import pocket
 from glm_portable.config import ModelConfig
+from glm_portable.engine.engine import Engine
 from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
@@ -80,6 +82,33 @@ def scores_of(prompt_ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
     return tuple(found)
 
 
+def on_the_loop(on_delta: Callable[[Delta], None]) -> Callable[[Delta], None]:
+    """For a thread that generates: has the running loop call `on_delta`."""
+    loop = asyncio.get_running_loop()
+
+    def send(delta: Delta) -> None:
+        with suppress(RuntimeError):  # the server has ended, so nobody is waiting
+            loop.call_soon_threadsafe(on_delta, delta)
+
+    return send
+
+
+class Threaded:
+    """An engine that generates on a thread of this process, as the server wants to have it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.cancel, self.stats = engine, engine.cancel, engine.stats
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        **options: Any,
+    ) -> Any:
+        return self._engine.submit(prompt_ids, params, on_the_loop(on_delta), **options)
+
+
 class FakeEngine:
     """Answers each request with what `script` returns for it, from a thread of its own."""
 
@@ -118,7 +147,8 @@ class FakeEngine:
     ) -> int:
         if len(prompt_ids) >= WINDOW:
             raise UsageError(f"This model's maximum context length is {WINDOW} tokens, not more.")
-        request = Submitted(list(prompt_ids), params, on_delta, name, priority, cache_salt)
+        send = on_the_loop(on_delta)
+        request = Submitted(list(prompt_ids), params, send, name, priority, cache_salt)
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()

@@ -232,17 +232,22 @@ def test_a_stream_waits_for_a_slow_reader() -> None:
         disconnected=False, response_started=True, response_complete=False
     )
 
+    async def write(data: bytes) -> None:
+        await protocol.drain()
+        protocol.write_piece(data)
+
     async def write_three() -> None:
         protocol.flow = FlowControl(protocol.transport)
-        await protocol._write_piece(b"first")
+        await write(b"first")
         protocol.flow.pause_writing()
-        writing = asyncio.create_task(protocol._write_piece(b"second"))
+        writing = asyncio.create_task(write(b"second"))
         await asyncio.sleep(0)
-        assert written == [b"5\r\nfirst\r\n"] and not writing.done()
+        assert written == [b"5\r\nfirst\r\n"] and not writing.done() and not protocol.writable
         protocol.flow.resume_writing()
         await writing
+        assert protocol.writable
         protocol.cycle.disconnected = True
-        await protocol._write_piece(b"third")
+        await write(b"third")
 
     asyncio.run(write_three())
     assert written == [b"5\r\nfirst\r\n", b"6\r\nsecond\r\n"]

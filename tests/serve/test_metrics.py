@@ -16,7 +16,7 @@ from glm_portable.serve.settings import ServerSettings
 from tests.engine.fake_model import FakeModel, Words, limits
 from tests.serve.conversation import HI
 from tests.serve.fake_engine import CHAT as TEMPLATE
-from tests.serve.fake_engine import TOKENIZER, WINDOW, Running, fake_server, says, serving
+from tests.serve.fake_engine import TOKENIZER, WINDOW, Running, Threaded, fake_server, says, serving
 
 CHAT = "/v1/chat/completions"
 HISTOGRAMS = (
@@ -135,7 +135,7 @@ def test_times_of_requests_over_a_real_engine() -> None:
     observed = RequestMetrics(64)
     with Engine(FakeModel(), Words(), limits(), observer=observed) as engine:
         service = Service(
-            engine, TEMPLATE, TOKENIZER, "glm45", WINDOW, ServerSettings(port=0), observed
+            Threaded(engine), TEMPLATE, TOKENIZER, "glm45", WINDOW, ServerSettings(port=0), observed
         )
         with serving(service) as (url, _, _):
             for length in (1, 5):

@@ -16,7 +16,14 @@ from glm_portable.serve.server import bind
 from glm_portable.serve.settings import ServerSettings
 from tests.engine.fake_model import FakeModel, Words, limits
 from tests.serve.conversation import HI
-from tests.serve.fake_engine import FakeEngine, Running, fake_server, fake_service, serving
+from tests.serve.fake_engine import (
+    FakeEngine,
+    Running,
+    Threaded,
+    fake_server,
+    fake_service,
+    serving,
+)
 
 CHAT = "/v1/chat/completions"
 PROBES = ("/health", "/ready", "/ping")
@@ -120,7 +127,7 @@ def test_the_self_test_over_a_real_engine() -> None:
     """Through the scheduler, among other requests, and with a model that goes wrong."""
     model = Spoilt()
     with Engine(model, Words(), limits()) as engine, fake_server() as running:
-        running.service.engine = engine
+        running.service.engine = Threaded(engine)
         minutes = iter(range(0, 10**6, 60))
         running.service.self_test = SelfTest([1, 2, 3, 4, 5], clock=minutes.__next__)
         running.service.self_test.record(engine)
@@ -169,8 +176,11 @@ def test_while_the_model_loads_the_port_says_so() -> None:
         for answer in (httpx.get(f"{url}/ready"), httpx.post(url + CHAT, json={"messages": HI})):
             assert answer.status_code == 503
             assert answer.json()["error"]["code"] == "loading"
-            assert answer.headers["retry-after"]
+            assert answer.headers["retry-after"] and answer.headers["x-request-id"]
         assert httpx.head(f"{url}/health").status_code == 503
+        message = httpx.post(f"{url}/v1/messages", headers={"x-request-id": "a"}, json={})
+        assert message.json()["error"]["type"] == "overloaded_error"
+        assert message.headers["request-id"] == message.headers["x-request-id"] == "a"
     sock.close()
 
 

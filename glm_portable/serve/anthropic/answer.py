@@ -2,14 +2,17 @@
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from glm_portable.engine.types import Delta
 from glm_portable.serve.anthropic.errors import error_body
-from glm_portable.serve.blocks import Block, Blocks, Change, Grown, Opened
+from glm_portable.serve.blocks import Block, Blocks, Change, Closed, Grown, Opened
 from glm_portable.serve.conversation import ChatChoice, Conversation
 from glm_portable.serve.errors import ApiError
-from glm_portable.serve.streaming import Chunk, EventStream, event
+from glm_portable.serve.events import Event
+from glm_portable.serve.streaming import Chunk, EventStream, TextEvent, event
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -33,44 +36,50 @@ class MessageAnswer:
     """
 
     stream = MessageEvents
+    _grown: TextEvent
 
     def __init__(self, conversation: Conversation, cache_read: bool) -> None:
         self.generation = conversation.generation
         self._conversation, self._cache_read = conversation, cache_read
-        self._blocks = Blocks()
+        self._blocks, self._begun = Blocks(), False
         self._id = f"msg_{secrets.token_hex(12)}"
 
     async def whole(self) -> dict[str, Any]:
         """The message, when it is complete. Raises ApiError."""
         while await self.generation.wait():
-            for _ in self._changes():
-                pass
+            for choice, events, _ in self._conversation.arrived():
+                self._changes(choice, events)
         content = [_block(block, whole=True) for block in self._blocks.found]
         return self._message(content) | _ending(self._conversation.choices[0])
 
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        """The events. Raises ApiError."""
-        begun = False
-        while await self.generation.wait():
-            for changes in self._changes():
-                if not begun:  # with the first token, whose time clients measure
-                    begun = True
-                    yield {"type": "message_start", "message": self._message([])}
-                    yield {"type": "ping"}
-                for change in changes:
-                    for item in _events(change):
-                        yield item
+    def opening(self) -> Iterable[Chunk]:
+        return ()
+
+    def take(self, index: int, delta: Delta) -> Iterator[Chunk]:
+        choice, events, _ = self._conversation.take(index, delta)
+        if not self._begun:  # with the first token, whose time clients measure
+            self._begun = True
+            yield {"type": "message_start", "message": self._message([])}
+            yield {"type": "ping"}
+        for change in self._changes(choice, events):
+            if isinstance(change, Opened):
+                self._grown = TextEvent(partial(_grown, change.block), "content_block_delta")
+            if isinstance(change, Grown):
+                yield self._grown.of(change.text)
+            else:
+                yield from _events(change)
+
+    def ending(self) -> Iterator[Chunk]:
         ending = _ending(self._conversation.choices[0])
         yield {"type": "message_delta", "delta": ending, "usage": self._usage()}
         yield {"type": "message_stop"}
 
-    def _changes(self) -> Iterator[list[Change]]:
-        """Those of each delta that is there; the last one closes what is open."""
-        for choice, events, _ in self._conversation.arrived():
-            changes = list(self._blocks.take(events))
-            if choice.finish_reason is not None:
-                changes += self._blocks.close()
-            yield changes
+    def _changes(self, choice: ChatChoice, events: Sequence[Event]) -> list[Change]:
+        """Those of one delta; the last one closes what is open."""
+        changes = list(self._blocks.take(events))
+        if choice.finish_reason is not None:
+            changes += self._blocks.close()
+        return changes
 
     def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -114,15 +123,20 @@ def _block(block: Block, whole: bool) -> dict[str, Any]:
     return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": arguments}
 
 
-def _events(change: Change) -> list[dict[str, Any]]:
+def _grown(block: Block, text: str) -> dict[str, Any]:
+    kind, field = _DELTAS[block.kind]
+    return {
+        "type": "content_block_delta",
+        "index": block.index,
+        "delta": {"type": kind, field: text},
+    }
+
+
+def _events(change: Opened | Closed) -> list[dict[str, Any]]:
     block, index = change.block, change.block.index
     if isinstance(change, Opened):
         opened = _block(block, whole=False)
         return [{"type": "content_block_start", "index": index, "content_block": opened}]
-    if isinstance(change, Grown):
-        kind, field = _DELTAS[block.kind]
-        delta = {"type": kind, field: change.text}
-        return [{"type": "content_block_delta", "index": index, "delta": delta}]
     signature = {"type": "signature_delta", "signature": ""}
     signed = {"type": "content_block_delta", "index": index, "delta": signature}
     stop = {"type": "content_block_stop", "index": index}

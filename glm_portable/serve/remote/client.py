@@ -131,8 +131,8 @@ class EngineClient(asyncio.Protocol):
             return
         self.ended = True
         self._report()
-        for number in list(self._receivers):
-            self._deliver(number, Delta(finish_reason="error", error=ENDED))
+        for number, receive in list(self._receivers.items()):
+            self._deliver(number, receive, Delta(finish_reason="error", error=ENDED))
         self.on_end()
 
     def _handle(self, message: Deltas | Report) -> None:
@@ -142,7 +142,9 @@ class EngineClient(asyncio.Protocol):
             return
         self._received, self._stats = message.received, message.stats
         for number, delta in zip(message.numbers, message.deltas, strict=True):
-            self._deliver(number, delta)
+            receive = self._receivers.get(number)
+            if receive is not None:  # None: it was cancelled when this was on its way
+                self._deliver(number, receive, delta)
 
     def _report(self) -> None:
         """Let those go on who wait in `observe`."""
@@ -150,10 +152,7 @@ class EngineClient(asyncio.Protocol):
             self._reported.set_result(None)
             self._reported = None
 
-    def _deliver(self, number: int, delta: Delta) -> None:
-        receive = self._receivers.get(number)
-        if receive is None:
-            return  # it was cancelled when this was on its way
+    def _deliver(self, number: int, receive: Callable[[Delta], None], delta: Delta) -> None:
         if delta.finish_reason is not None:
             del self._receivers[number]
         try:

@@ -1,20 +1,17 @@
 """Answers of /v1/responses, streamed and whole, from the same blocks."""
 
 import itertools
-import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from glm_portable.serve.blocks import Blocks, Closed
+from glm_portable.engine.types import Delta
+from glm_portable.serve.blocks import Block, Blocks, Closed, Grown, Opened
 from glm_portable.serve.conversation import Conversation
-from glm_portable.serve.errors import ApiError, internal_error
-from glm_portable.serve.events import Event
+from glm_portable.serve.errors import ApiError
 from glm_portable.serve.responses.items import Items, Status
-from glm_portable.serve.streaming import Chunk, EventStream, event
-
-log = logging.getLogger(__name__)
+from glm_portable.serve.streaming import Chunk, EventStream, TextEvent, event
 
 
 class ResponseEvents(EventStream):
@@ -22,8 +19,15 @@ class ResponseEvents(EventStream):
 
     end = b""
 
+    def __init__(self, answer: "ResponseAnswer") -> None:
+        super().__init__(answer)
+        self._response = answer
+
     def chunk(self, chunk: dict[str, Any]) -> bytes:
         return event(chunk, chunk["type"])
+
+    def error(self, error: ApiError) -> bytes:
+        return self.chunk(self._response.failed(error))
 
 
 class ResponseAnswer:
@@ -33,12 +37,14 @@ class ResponseAnswer:
     """
 
     stream = ResponseEvents
+    _grown: TextEvent
 
     def __init__(self, conversation: Conversation, shown: dict[str, Any]) -> None:
         self.generation = conversation.generation
         self._conversation, self._shown = conversation, shown
         self._choice = conversation.choices[0]
         self._blocks, self._items = Blocks(), Items()
+        self._numbers = itertools.count()
         self._id, self._created = f"resp_{secrets.token_hex(24)}", int(time.time())
 
     async def whole(self) -> dict[str, Any]:
@@ -49,37 +55,54 @@ class ResponseAnswer:
                     pass
         return self._ended()
 
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        """The events, numbered; a failure is one of them."""
-        numbers = itertools.count()
-        async for found in self._events():
-            yield found | {"sequence_number": next(numbers)}
-
-    async def _events(self) -> AsyncIterator[dict[str, Any]]:
+    def opening(self) -> Iterator[Chunk]:
         begun = self._body("in_progress", [])
-        yield {"type": "response.created", "response": begun}
-        yield {"type": "response.in_progress", "response": begun}
-        try:
-            while await self.generation.wait():
-                for _, events, _ in self._conversation.arrived():
-                    for found in self._of(events):
-                        yield found
-            ended = self._ended()
-        except ApiError as error:
-            ended = self._failed(error)
-        except Exception:
-            log.exception("a stream failed")
-            ended = self._failed(internal_error())
-        yield {"type": f"response.{ended['status']}", "response": ended}
+        for name in ("response.created", "response.in_progress"):
+            yield self._numbered({"type": name, "response": begun})
 
-    def _of(self, events: Sequence[Event]) -> Iterator[dict[str, Any]]:
-        """What streams the events of one delta, the last of which closes what is open."""
+    def take(self, index: int, delta: Delta) -> Iterator[Chunk]:
+        _, events, _ = self._conversation.take(index, delta)
         changes = list(self._blocks.take(events))
         if self._choice.finish_reason is not None:
             changes += self._blocks.close()
         for change in changes:
+            if isinstance(change, Grown):
+                yield self._numbered_text(change.text)
+                continue
             last = isinstance(change, Closed) and change is changes[-1]
-            yield from self._items.events(change, self._last_status if last else "completed")
+            status = self._last_status if last else "completed"
+            yield from map(self._numbered, self._items.events(change, status))
+            if isinstance(change, Opened):
+                self._grown = self._events_of(change.block)
+
+    def _events_of(self, block: Block) -> TextEvent:
+        """Those of its growing, without their numbers."""
+
+        def content(text: str) -> dict[str, Any]:
+            [found] = self._items.events(Grown(block, text), "in_progress")
+            return found
+
+        return TextEvent(content, content("")["type"])
+
+    def _numbered_text(self, text: str) -> bytes:
+        """As `_numbered` numbers what is not encoded yet."""
+        unfinished = self._grown.of(text).removesuffix(b"}\n\n")
+        return b'%b,"sequence_number":%d}\n\n' % (unfinished, next(self._numbers))
+
+    def ending(self) -> Iterator[Chunk]:
+        yield self._last(self._ended())
+
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        """The event that ends a stream that fails."""
+        output = [self._items.item(block, "incomplete") for block in self._blocks.found]
+        told = {"code": "server_error", "message": error.message}
+        return self._last(self._body("failed", output) | {"error": told})
+
+    def _last(self, response: dict[str, Any]) -> dict[str, Any]:
+        return self._numbered({"type": f"response.{response['status']}", "response": response})
+
+    def _numbered(self, event: dict[str, Any]) -> dict[str, Any]:
+        return event | {"sequence_number": next(self._numbers)}
 
     @property
     def _last_status(self) -> Status:
@@ -97,11 +120,6 @@ class ResponseAnswer:
             "incomplete_details": reason,
             "usage": self._usage(),
         }
-
-    def _failed(self, error: ApiError) -> dict[str, Any]:
-        output = [self._items.item(block, "incomplete") for block in self._blocks.found]
-        told = {"code": "server_error", "message": error.message}
-        return self._body("failed", output) | {"error": told}
 
     def _body(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         return {

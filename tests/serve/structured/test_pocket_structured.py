@@ -15,7 +15,7 @@ from glm_portable.serve.chat import Format as Layout
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
 from tests.serve.conversation import folded
-from tests.serve.fake_engine import WAIT_S, serving
+from tests.serve.fake_engine import WAIT_S, Threaded, serving
 
 WINDOW = 1024
 SEEDS = 6
@@ -59,11 +59,12 @@ def engine() -> Iterator[tuple[GLM, Engine]]:
 def clients(engine: tuple[GLM, Engine]) -> Iterator[dict[Layout, openai.OpenAI]]:
     """A server for each layout of calls."""
     glm, running = engine
+    threaded = Threaded(running)
     settings = ServerSettings(port=0, served_model_names=("pocket",))
     with ExitStack() as stack:
         found = {}
         for layout in get_args(Layout):
-            service = Service(running, glm.chat, glm.tokenizer, layout, WINDOW, settings)
+            service = Service(threaded, glm.chat, glm.tokenizer, layout, WINDOW, settings)
             url, _, _ = stack.enter_context(serving(service))
             client = openai.OpenAI(
                 base_url=f"{url}/v1", api_key="EMPTY", max_retries=0, timeout=6 * WAIT_S

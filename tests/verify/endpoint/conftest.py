@@ -18,7 +18,7 @@ from glm_portable.verify.endpoint.making import make_pocket
 from glm_portable.verify.endpoint.reference import Reference
 from glm_portable.verify.endpoint.run import ITEMS, find_model
 from glm_portable.verify.results import Check
-from tests.serve.fake_engine import serving
+from tests.serve.fake_engine import Threaded, serving
 
 WINDOW = 1024
 QUICK = Settings(samples=4, concurrency=6, repeats=2, longest=400, every=3)
@@ -35,7 +35,8 @@ def served(glm: GLM, **parts: Any) -> Iterator[str]:
     limits = glm.limits(max_model_len=WINDOW, max_num_seqs=16)
     settings = ServerSettings(port=0, served_model_names=("glm-pocket",))
     with Engine(glm.model, glm.tokenizer, limits) as engine:
-        service = Service(engine, glm.chat, glm.tokenizer, glm.call_format, WINDOW, settings)
+        threaded = Threaded(engine)
+        service = Service(threaded, glm.chat, glm.tokenizer, glm.call_format, WINDOW, settings)
         for name, part in parts.items():
             setattr(service, name, part)
         with serving(service) as (url, _, _):
