@@ -1,6 +1,7 @@
 """The measurements: the engine alone, building a step, and the engine under the HTTP server."""
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.server import Server, bind
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
+from glm_portable.serve.streaming import PIECES
 from glm_portable.tokenizer import Tokenizer
 
 
@@ -101,6 +103,8 @@ def served(load: Load, tokenizer: Tokenizer, step_s: float, *, socket: bool) -> 
         client = EngineClient(engine.sock, load.limits, tokenizer.vocab_size, stats, observed)
         gate = threading.Thread(target=begin, daemon=True)
         gate.start()
+        gc.collect()
+        gc.freeze()  # as `glm-portable serve` does
         (_over_sockets if socket else _in_process)(_service(client, load, tokenizer), load, note)
         figures: EngineFigures = told.recv()
     return Served(
@@ -128,6 +132,18 @@ def _body(load: Load, number: int) -> dict[str, Any]:
     }
 
 
+class Nobody:
+    """Takes the pieces of a body, and does nothing with them."""
+
+    writable = True
+
+    async def drain(self) -> None:
+        pass
+
+    def write_piece(self, data: bytes) -> None:
+        pass
+
+
 def _in_process(service: Service, load: Load, note: Callable[[], None]) -> None:
     """The application called as a server calls it, with nobody at the other end.
 
@@ -143,6 +159,7 @@ def _in_process(service: Service, load: Load, note: Callable[[], None]) -> None:
         scope = {
             "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
             "headers": [(b"content-type", b"application/json")],
+            "extensions": {PIECES: Nobody()},
         }  # fmt: skip
         statuses = []
 
