@@ -149,8 +149,8 @@ def limit_options(command: F) -> F:
             option(
                 "--enable-deterministic-inference",
                 is_flag=True,
-                help="Let no bit of an answer depend on what was cached; on cpu and reference "
-                "nor on other requests. Slower.",
+                help="Let no bit of an answer depend on what was cached, nor on other requests "
+                "(which ascend cannot promise). Slower.",
             ),
             option(
                 "--gpu-memory-utilization",
@@ -266,6 +266,12 @@ def server_options(command: F) -> F:
                 default=60.0,
                 help="Seconds after which a client that reads nothing is cut.",
             ),
+            option(
+                "--drain-delay",
+                type=float,
+                default=0.0,
+                help="Seconds after SIGTERM to go on taking requests, with /health at 503 already.",
+            ),
             option("--drain-grace", type=float, default=30.0, help="Seconds to finish at the end."),
             option(
                 "--log-format",
@@ -306,7 +312,11 @@ def server_options(command: F) -> F:
 @limit_options
 @rank_options
 @server_options
-@option("--reasoning-parser", type=click.Choice(["glm45"]), help="For vLLM's command lines.")
+@option(
+    "--reasoning-parser",
+    type=click.Choice(["glm45", "glm4_moe"]),
+    help="For vLLM's command lines.",
+)
 @option("--enable-auto-tool-choice", is_flag=True, help="Always on; for vLLM's command lines.")
 def serve(model: str | None, **options: Any) -> None:
     """Serve an OpenAI-compatible API."""

@@ -29,6 +29,7 @@ def take_settings(options: dict[str, Any]) -> ServerSettings:
         rate_limit=options.pop("rate_limit"),
         max_body_bytes=options.pop("max_body_size"),
         write_timeout_s=options.pop("write_timeout"),
+        drain_delay_s=options.pop("drain_delay"),
         drain_grace_s=options.pop("drain_grace"),
         served_model_names=names or ServerSettings.served_model_names,
     )

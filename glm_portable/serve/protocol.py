@@ -50,7 +50,8 @@ _UNSUPPORTED = (
     *("audio", "suffix", "prompt_embeds", "use_beam_search"),
     *("bad_words", "allowed_token_ids", "logits_processors", "include_stop_str_in_output"),
     *("functions", "documents", "mm_processor_kwargs", "return_token_ids"),
-    "continue_final_message",
+    *("continue_final_message", "chat_template", "truncate_prompt_tokens", "stop_regex"),
+    *("thinking_token_budget", "return_tokens_as_token_ids", "lora_path", "custom_logit_processor"),
 )
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _LEFT_OUT = (*_EMPTY, False)
@@ -193,6 +194,7 @@ class ChatRequest(Request):
     tools: Tools = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: str | None = None
     thinking: Thinking | None = None
@@ -230,6 +232,8 @@ class ChatRequest(Request):
     def template_options(self) -> dict[str, Any]:
         """Thinking may be switched in three ways; chat_template_kwargs wins."""
         options: dict[str, Any] = {}
+        if self.add_generation_prompt is not None:
+            options["add_generation_prompt"] = self.add_generation_prompt
         if self.reasoning_effort == "none":
             options["enable_thinking"] = False
         if self.thinking is not None:

@@ -21,7 +21,8 @@ class ServerSettings:
     max_queue: waiting requests above which new ones get 429; None for no limit.
     rate_limit: requests a minute of one API key, or of one address; None for no limit.
     ssl_certfile, ssl_keyfile: PEM files; with them the server speaks HTTPS.
-    drain_grace_s: after SIGTERM, how long running requests may take to finish.
+    drain_delay_s: after SIGTERM, how long requests are still taken, while /health is 503 already.
+    drain_grace_s: after that, how long running requests may take to finish.
     sampling: for what a request leaves out (a checkpoint's generation_config.json).
     """
 
@@ -40,6 +41,7 @@ class ServerSettings:
     rate_limit: int | None = None
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
+    drain_delay_s: float = 0.0
     drain_grace_s: float = 30.0
     sampling: SamplingParams = SamplingParams()
 
@@ -55,6 +57,8 @@ class ServerSettings:
         for name in ("request_timeout_s", "max_queue", "rate_limit"):
             if getattr(self, name) is not None:
                 self._check_positive(name)
+        if not 0 <= self.drain_delay_s < float("inf"):
+            raise UsageError(f"drain_delay_s is {self.drain_delay_s}; it must be 0 or above.")
         self._check_certificate()
 
     def _check_positive(self, name: str) -> None:

@@ -151,3 +151,11 @@ def test_fp8_columns_are_filled_up_to_a_multiple_of_16(columns: int) -> None:
     assert data.shape == (1, 64, -(-columns // 16) * 16) and data.is_contiguous()
     assert torch.equal(packed.data.float(), w.data.float())
     assert not data[0, :, columns:].view(torch.uint8).any()
+
+
+def test_both_promise_rows_alike_in_deterministic_inference() -> None:
+    for name, arch in (("rocm", "gfx942"), ("cuda", "sm_90")):
+        usual = GpuOps(name, torch.device("cpu"), Target(arch), rocm.jit)
+        found = ops.promising(usual)
+        assert getattr(found, "batch_invariant") and not hasattr(usual, "batch_invariant")  # noqa: B009  # no attribute of Ops
+        assert isinstance(found, GpuOps) and (found.name, found.target) == (name, usual.target)

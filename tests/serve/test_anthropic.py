@@ -129,6 +129,15 @@ def test_the_client_puts_a_stream_together_as_the_whole(
     assert whole._request_id
 
 
+@pytest.mark.parametrize("value", [r'["\ud800"]', "1e400", "[" * 253 + "]" * 253])
+def test_the_input_of_a_call_is_json_whatever_the_model_writes(
+    server: Running, http: httpx.Client, value: str
+) -> None:
+    server.engine.script = lambda request: says(CALL.replace("3", value))
+    answer = post(http, tools=[WEATHER])
+    assert answer["content"][0]["input"] == {"city": "Bonn", "days": value}
+
+
 @pytest.mark.parametrize(
     ("thinking", "on"),
     [

@@ -98,6 +98,12 @@ def test_numbers_that_are_not_json(server: Running, http: httpx.Client, path: st
         {"best_of": 2},
         {"prompt_embeds": "AAAA"},
         {"use_beam_search": True},
+        {"chat_template": "{{ messages }}"},
+        {"truncate_prompt_tokens": 5},
+        {"stop_regex": "a+"},
+        {"thinking_token_budget": 0},
+        {"return_tokens_as_token_ids": True},
+        {"lora_path": "a"},
     ],
 )
 def test_what_is_not_supported_is_refused(

@@ -263,6 +263,9 @@ def test_pages_of_other_origins(keyed: httpx.Client, http: httpx.Client) -> None
     preflight = page | {"access-control-request-method": "POST"}
     response = keyed.options(CHAT, headers=preflight | {"authorization": ""})
     assert response.status_code == 200
+    stranger = preflight | {"origin": "https://other.example"}
+    for path in (CHAT, "/v1/messages"):
+        assert keyed.options(path, headers=stranger).status_code == 400
     other = keyed.get("/health", headers={"origin": "https://other.example"})
     assert "access-control-allow-origin" not in other.headers
     assert "access-control-allow-origin" not in http.get("/health", headers=page).headers

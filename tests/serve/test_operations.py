@@ -176,8 +176,11 @@ def test_while_the_model_loads_the_port_says_so() -> None:
         for answer in (httpx.get(f"{url}/ready"), httpx.post(url + CHAT, json={"messages": HI})):
             assert answer.status_code == 503
             assert answer.json()["error"]["code"] == "loading"
-            assert answer.headers["retry-after"]
+            assert answer.headers["retry-after"] and answer.headers["x-request-id"]
         assert httpx.head(f"{url}/health").status_code == 503
+        message = httpx.post(f"{url}/v1/messages", headers={"x-request-id": "a"}, json={})
+        assert message.json()["error"]["type"] == "overloaded_error"
+        assert message.headers["request-id"] == message.headers["x-request-id"] == "a"
     sock.close()
 
 

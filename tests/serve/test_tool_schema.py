@@ -104,6 +104,19 @@ def test_otherwise_json_if_it_is_json(schema: Any, text: str, value: Any) -> Non
     assert encode(schema, text) == value
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["NaN", "[-Infinity]", "1e400", r'["\ud800"]', r'{"\udfff": 1}', "[" * 200 + "]" * 200],
+)
+@pytest.mark.parametrize("schema", [{"type": ["array", "number"]}, {}])
+def test_what_no_json_or_utf8_can_carry_is_text(schema: Any, text: str) -> None:
+    assert encode(schema, text) == text
+
+
+def test_a_pair_of_surrogates_is_a_character() -> None:
+    assert encode({"type": "array"}, r'["\ud83d\ude42"]') == ["🙂"]
+
+
 @settings(deadline=None)
 @given(st.text(), st.lists(st.integers(0, 50)))
 def test_quoted_pieces_join_to_the_quoted_whole(text: str, cuts: list[int]) -> None:

@@ -30,7 +30,8 @@ class MessagesErrors:
     """Rewrites the errors of the paths under /v1/messages, whoever answered with them.
 
     The key, the rate or the path is refused before an endpoint is reached; so this stands outside
-    of all of them.
+    of all of them. What is not JSON is for no client: the answer to a browser's preflight, and the
+    one to a client that has gone.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -45,16 +46,15 @@ class MessagesErrors:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("request-id", headers.get("x-request-id", ""))
-                if message["status"] >= 400:
+                json_body = headers.get("content-type") == "application/json"
+                if message["status"] >= 400 and json_body:
                     return held.append(message)
-            elif held and message.get("body"):
+            elif held:
                 start = held.pop()
                 headers = MutableHeaders(scope=start)
                 message = {**message, "body": _rewritten(start, message["body"], headers)}
                 headers["content-length"] = str(len(message["body"]))
                 await send(start)
-            elif held:  # an answer that nobody gets has no body
-                await send(held.pop())
             await send(message)
 
         await self._app(scope, receive, rewrite)
