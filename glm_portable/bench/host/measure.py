@@ -21,12 +21,13 @@ from glm_portable.bench.host.null import CALLS_ALONE, VOCABULARY, NullModel
 from glm_portable.bench.host.null_engine import EngineFigures, run_null_engine
 from glm_portable.bench.host.watch import Watch
 from glm_portable.engine.engine import Engine
+from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.ops import Step
 from glm_portable.serve.app import create_app
 from glm_portable.serve.chat import ChatTemplate
 from glm_portable.serve.remote.client import EngineClient
-from glm_portable.serve.remote.process import start
+from glm_portable.serve.remote.process import EngineProcess, start
 from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.server import Server, bind
 from glm_portable.serve.service import Service
@@ -98,14 +99,12 @@ def served(load: Load, tokenizer: Tokenizer, step_s: float, *, socket: bool) -> 
 
     with start(run_null_engine, load, step_s, theirs) as engine:
         theirs.close()
-        observed = RequestMetrics(load.limits.max_model_len)
-        stats = told.recv()
-        client = EngineClient(engine.sock, load.limits, tokenizer.vocab_size, stats, observed)
+        service = service_of(engine, told.recv(), load, tokenizer)
         gate = threading.Thread(target=begin, daemon=True)
         gate.start()
         gc.collect()
         gc.freeze()  # as `glm-portable serve` does
-        (_over_sockets if socket else _in_process)(_service(client, load, tokenizer), load, note)
+        (_over_sockets if socket else _in_process)(service, load, note)
         figures: EngineFigures = told.recv()
     return Served(
         added=figures.period - step_s,
@@ -115,9 +114,18 @@ def served(load: Load, tokenizer: Tokenizer, step_s: float, *, socket: bool) -> 
     )
 
 
-def _service(client: EngineClient, load: Load, tokenizer: Tokenizer) -> Service:
-    settings = ServerSettings(port=0, served_model_names=("null",))
+def settings_at(port: int) -> ServerSettings:
+    return ServerSettings(port=port, served_model_names=("null",))
+
+
+def service_of(
+    engine: EngineProcess, stats: EngineStats, load: Load, tokenizer: Tokenizer, port: int = 0
+) -> Service:
+    """What the server serves, over a null engine that has told its first stats."""
+    observed = RequestMetrics(load.limits.max_model_len)
+    client = EngineClient(engine.sock, load.limits, tokenizer.vocab_size, stats, observed)
     chat, window = ChatTemplate(None, tokenizer), load.limits.max_model_len
+    settings = settings_at(port)
     return Service(client, chat, tokenizer, "glm45", window, settings, remote=client)
 
 
