@@ -146,6 +146,12 @@ def server_options(command: F) -> F:
             option("--ssl-certfile", type=file_path, help="PEM certificate: serve HTTPS."),
             option("--ssl-keyfile", type=file_path, help="Its PEM key."),
             option(
+                "--stream-interval",
+                type=int,
+                default=1,
+                help="Tokens of a streamed chunk; the first comes at once.",
+            ),
+            option(
                 "--request-timeout", type=float, help="Seconds of one answer. [default: no limit]"
             ),
             option(
