@@ -24,6 +24,7 @@ def take_settings(options: dict[str, Any]) -> ServerSettings:
         allowed_origins=_origins(options.pop("allowed_origins")),
         ssl_certfile=options.pop("ssl_certfile"),
         ssl_keyfile=options.pop("ssl_keyfile"),
+        stream_interval=options.pop("stream_interval"),
         request_timeout_s=options.pop("request_timeout"),
         max_queue=options.pop("max_queue"),
         rate_limit=options.pop("rate_limit"),

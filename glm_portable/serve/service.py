@@ -131,8 +131,13 @@ class Service:
     def generate(self, jobs: Sequence[Job]) -> Generation:
         """Start the choices of one request. Raises ApiError if the engine refuses one."""
         self._check_queue()  # again: others came while the request was read and rendered
-        timeout_s = self.settings.request_timeout_s
-        generation = Generation(self.engine, jobs, self.running, timeout_s)
+        generation = Generation(
+            self.engine,
+            jobs,
+            self.running,
+            self.settings.request_timeout_s,
+            self.settings.stream_interval,
+        )
         try:
             generation.start()
         except UsageError as error:

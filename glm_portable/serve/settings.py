@@ -17,6 +17,7 @@ class ServerSettings:
     allowed_origins: web pages (CORS) that may call the server; "*" for all.
     header_timeout_s, body_timeout_s: a client slower than this is disconnected.
     write_timeout_s: so is one that takes nothing of its answer for so long.
+    stream_interval: tokens that an answer gathers before it goes on, after the first.
     request_timeout_s: an answer that takes longer ends in an error; None for no limit.
     max_queue: waiting requests above which new ones get 429; None for no limit.
     rate_limit: requests a minute of one API key, or of one address; None for no limit.
@@ -36,6 +37,7 @@ class ServerSettings:
     body_timeout_s: float = 60.0
     write_timeout_s: float = 60.0
     keep_alive_s: int = 5
+    stream_interval: int = 1
     request_timeout_s: float | None = None
     max_queue: int | None = None
     rate_limit: int | None = None
@@ -54,6 +56,7 @@ class ServerSettings:
             raise UsageError(f"port {self.port} is not between 0 and 65535.")
         for name in ("max_body_bytes", "header_timeout_s", "body_timeout_s", "write_timeout_s"):
             self._check_positive(name)
+        self._check_positive("stream_interval")
         for name in ("request_timeout_s", "max_queue", "rate_limit"):
             if getattr(self, name) is not None:
                 self._check_positive(name)
