@@ -10,7 +10,7 @@ time in any case. Nothing is said of a sequence with infinite or NaN values: 0 t
 
 from torch import Tensor
 
-from glm_portable.backends._gpu import GpuOps, Packed, widened, within_blocks
+from glm_portable.backends._gpu import ALIGNMENT, GpuOps, Packed, widened, within_blocks
 from glm_portable.kernels import attention, tiles
 from glm_portable.kernels.grouped_gemm import gemm
 from glm_portable.kernels.tiles import Tile
@@ -21,6 +21,13 @@ class AlikeOps(GpuOps):
     """`GpuOps` without libraries, tables, and split keys."""
 
     batch_invariant = True  # a promise, which `verify ops` holds it to
+
+    def pack(self, w: Weight) -> Weight:
+        """As usual, and plain dense weights with rows that a lane can load 16 bytes of at once."""
+        if w.scale is not None or w.data.dim() > 2:
+            return super().pack(w)
+        width = -(-w.data.shape[1] // ALIGNMENT) * ALIGNMENT
+        return self._packed(w, widened(w.data, width), None, None, None)
 
     def linear(self, x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Tensor:
         """x @ w.T + bias."""

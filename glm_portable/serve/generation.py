@@ -41,6 +41,12 @@ class Engine(Protocol):
     def stats(self) -> EngineStats:
         """A look at the engine as of now."""
 
+    def examine(self, on_result: Callable[[str | None], None]) -> None:
+        """Compare the weights with the first time; on_result is called as on_delta is.
+
+        It is told what is wrong, for the end of a sentence, or None.
+        """
+
 
 @dataclass(frozen=True)
 class Job:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +12,20 @@ from torch import Tensor
 from glm_portable import ops
 from glm_portable.backends._gpu import Packed
 from glm_portable.backends._gpu_alike import AlikeOps
+from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
+from glm_portable.engine.engine import Engine
+from glm_portable.engine.types import SamplingParams
 from glm_portable.kernels.tiles import Tile
+from glm_portable.model import Model
 from glm_portable.ops import KVCache, Ops, Step, Weight
 from glm_portable.verify.cases import named
 from glm_portable.verify.cases.data import normal, on, quantised, weight
 from glm_portable.verify.suite.ops import check
+from tests.engine.fake_model import Words, limits
 from tests.kernels.inputs import BF16, FP8, fp8, full
 from tests.kernels.machine import Machine
-from tests.random_checkpoint import small_config
+from tests.random_checkpoint import small_config, write_checkpoint
 
 KINDS: dict[str, dict[str, Any]] = {
     "fp8": {}, "w8a8": {"dynamic": True}, "blocks": {"dynamic": True, "block": (64, 64)},
@@ -56,11 +62,11 @@ def bits(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS_OF_WEIGHTS)
 def test_products_with_a_weight(machine: Machine, kind: str) -> None:
-    """Of more rows than a tile has; 160 is no whole number of steps along K. In bf16 few sums in
-    another order would show: the result is float32."""
+    """Of more rows than a tile has; 152 is neither a whole number of steps along K nor of 16 bytes'
+    codes. In bf16 few sums in another order would show: the result is float32."""
     backend = alike(machine)
-    w = replace(stored(backend, kind, 48, 160), dtype=torch.float32)
-    x = machine.put(normal(35, 160, outliers=True).to(BF16))
+    w = replace(stored(backend, kind, 48, 152), dtype=torch.float32)
+    x = machine.put(normal(35, 152, outliers=True).to(BF16))
 
     def run(rows: slice) -> Tensor:
         return backend.linear(x[rows].clone(), w)
@@ -180,3 +186,34 @@ def test_a_tile_that_follows_the_rows_is_noticed(machine: Machine) -> None:
     wrong = ByRows(honest.name, honest.device, honest.target, honest.launch)
     (found,) = check(wrong, [named("linear", "fp8 blocks with a rest")], dtype=torch.float32)
     assert "against the promise" in " ".join(found.findings)
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=3, logprobs=2, ignore_eos=True)
+DRAWN = replace(GREEDY, temperature=1, top_p=0.9, seed=5)
+SHARED = list(range(3, 23))
+ASKED = [(SHARED, GREEDY), ([5, 1, 30], DRAWN), ([*SHARED[:17], 9, 9], DRAWN)]
+
+
+@full
+def test_answers_alone_in_company_from_the_cache_and_in_chunks(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """Of a model of two layers: tokens and log probabilities, to the bit."""
+    raw = small_config(num_hidden_layers=2, torch_dtype="bfloat16", vocab_size=64)
+    write_checkpoint(tmp_path, raw)
+    backend, config = alike(machine), ModelConfig.from_dict(raw)
+    weights = Checkpoint(tmp_path, config, dtype=BF16, device=backend.device)
+    model = Model(config, backend, weights)
+
+    def engine_of(**options: Any) -> Engine:
+        promise = {"enable_deterministic_inference": True, "batch_invariant": True}
+        return Engine(model, Words(), limits(**(promise | options)))  # type: ignore[arg-type]  # as the engine's tests do
+
+    with engine_of(enable_prefix_caching=False) as engine:
+        alone = [engine.generate([one])[0] for one in ASKED]
+    with engine_of() as engine:
+        assert engine.generate(ASKED) == alone
+        assert engine.generate(ASKED[::-1]) == alone[::-1]
+        assert engine.stats().prefix_cache_hits >= 16 + 16
+    with engine_of(max_num_batched_tokens=8) as engine:
+        assert engine.generate(ASKED) == alone

@@ -75,7 +75,7 @@ def _linears(model: Model, name: str, ranks: int) -> Iterator[Shape]:
 def products(target: Target) -> Iterator[Product]:
     """Each launch of the kernel, at the tile that would be chosen for it."""
     for sliced, quantisation, tokens in product(shapes(), QUANTISATIONS, TOKENS):
-        shape = _packed(sliced, quantisation)
+        shape = _packed(sliced)
         if _is_launched(shape, quantisation):
             chosen = CHOSEN if shape.experts > 1 else 1
             codes = torch.bfloat16 if quantisation == "bf16" else target.fp8
@@ -92,7 +92,7 @@ def products(target: Target) -> Iterator[Product]:
 def alike(target: Target) -> Iterator[Product]:
     """Each launch of the kernel in deterministic inference, where it multiplies all weights."""
     for sliced, quantisation in product(shapes(), QUANTISATIONS):
-        shape = _packed(sliced, quantisation)
+        shape = _packed(sliced)
         codes = torch.bfloat16 if quantisation == "bf16" else target.fp8
         tile = fixed(target, shape.experts, shape.k, codes, quantisation == "w8a16")
         yield Product(
@@ -103,9 +103,9 @@ def alike(target: Target) -> Iterator[Product]:
         )
 
 
-def _packed(shape: Shape, quantisation: Quantisation) -> Shape:
-    """As the backend lays it out: FP8 of linear layers has columns of zeros up to a multiple."""
-    if shape.experts > 1 or quantisation == "bf16":
+def _packed(shape: Shape) -> Shape:
+    """As the backend lays it out: a linear layer has columns of zeros up to a multiple."""
+    if shape.experts > 1:
         return shape
     return replace(shape, k=-(-shape.k // ALIGNMENT) * ALIGNMENT)
 
