@@ -77,7 +77,7 @@ def test_an_answer_is_the_same(running: Running, text: str, options: Any) -> Non
 
 def test_the_time_limit_loses_nothing() -> None:
     """What was held back is sent before the error."""
-    with fake_server(stream_interval=9, request_timeout_s=0.5) as running:
+    with fake_server(stream_interval=99, request_timeout_s=0.5) as running:
         running.engine.script = lambda request: says("One two three.")[:-1]
         body = {"prompt": "a", "stream": True}
         text = httpx.post(f"{running.url}/v1/completions", json=body, timeout=WAIT_S).text

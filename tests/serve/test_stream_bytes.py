@@ -63,7 +63,9 @@ def streamed(http: httpx.Client, path: str, body: dict[str, Any]) -> str:
     return re.sub(r'"((created|completed)(_at)?)":[0-9]+', r'"\1":0', text)
 
 
-ANTHROPIC_WEATHER = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}
+FUNCTION: Any = WEATHER["function"]
+ANTHROPIC_WEATHER = {"name": "get_weather", "input_schema": FUNCTION["parameters"]}
+RESPONSES_WEATHER = {"type": "function"} | FUNCTION
 USAGE = {"include_usage": True}
 EVERY_USAGE = USAGE | {"continuous_usage_stats": True}
 
@@ -83,7 +85,7 @@ EVERY_USAGE = USAGE | {"continuous_usage_stats": True}
         ("/v1/messages", {"messages": HI, "max_tokens": 99, "thinking": {"type": "adaptive"}}),
         ("/v1/messages", {"messages": HI, "max_tokens": 99, "tools": [ANTHROPIC_WEATHER]}),
         ("/v1/responses", {"input": HI}),
-        ("/v1/responses", {"input": HI, "tools": [{"type": "function"} | WEATHER["function"]]}),
+        ("/v1/responses", {"input": HI, "tools": [RESPONSES_WEATHER]}),
     ],
 )
 @pytest.mark.parametrize("size", [1, 3])

@@ -101,16 +101,19 @@ def test_it_serves_the_model_that_computes_nothing() -> None:
         "--sequences", "2", "--input-len", "20", "--steps", "10", "--step-ms", "0.1",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        assert line.startswith("Serving a null model at ")
-        url = line.split()[-1]
-        body = {"prompt": [300] * 8, "max_tokens": 6, "ignore_eos": True}
-        for _ in range(3):  # one by one: it does not wait until all sequences are in
-            answer = httpx.post(f"{url}/completions", json=body, timeout=WAIT_S).json()
-            assert answer["usage"]["completion_tokens"] == 6
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(WAIT_S) == 0
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("Serving a null model at ")
+            url = line.split()[-1]
+            body = {"prompt": [300] * 8, "max_tokens": 6, "ignore_eos": True}
+            for _ in range(3):  # one by one: it does not wait until all sequences are in
+                answer = httpx.post(f"{url}/completions", json=body, timeout=WAIT_S).json()
+                assert answer["usage"]["completion_tokens"] == 6
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(WAIT_S) == 0
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize(
