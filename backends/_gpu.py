@@ -81,6 +81,12 @@ class GpuOps:
         self.fp8_pages = target.fp8
         self._told: set[str] = set()
 
+    def rows_alike(self) -> "GpuOps":
+        """The backend whose every row has the same bits in any company."""
+        from glm_portable.backends._gpu_alike import AlikeOps  # which is built on this class
+
+        return AlikeOps(self.name, self.device, self.target, self.launch)
+
     def pack(self, w: Weight) -> Weight:
         """FP8 in the chip's dialect; INT8 and blocks too narrow for it in the model's type.
 
@@ -95,7 +101,7 @@ class GpuOps:
             return self._packed(w, plain, None, None, kind if kind == torch.int8 else None)
         data, scale = to_dialect(w.data, w.scale.float(), self.target.fp8)
         if data.dim() == 2:  # Air's dense MLP has 1,368 columns under TP8
-            data = _widened(data, -(-data.shape[1] // ALIGNMENT) * ALIGNMENT)
+            data = widened(data, -(-data.shape[1] // ALIGNMENT) * ALIGNMENT)
         activations = None if kind is None else self.target.fp8
         return self._packed(w, data, scale, w.block, activations)
 
@@ -110,7 +116,7 @@ class GpuOps:
         if len(x_TR) == 0:  # torch's FP8 product refuses it
             return x_TR.new_empty(0, n)
         x, x_scale = self._activations(x_TR, kind)
-        x = _widened(x, k)
+        x = widened(x, k)
         aligned = n % ALIGNMENT == 0
         if x_scale is not None and b.block is None and aligned and w.dtype == torch.bfloat16:
             return torch._scaled_mm(
@@ -273,13 +279,16 @@ class GpuOps:
         return self._activations(silu.silu_mul(self.launch, x_T2F), kind)
 
     def _tile(self, packed: Packed, tokens: int, chosen: int) -> Tile:
-        """From the table or the rule, with steps that do not cross a block of scales."""
+        """From the table or the rule."""
         b, w8a16 = packed.matrices, packed.activations is None
         count, n, k = b.data.shape
         tile = tiles.choose(self.target, count, n, k, b.data.dtype, tokens, chosen, w8a16)
-        if b.block is None:
-            return tile
-        return replace(tile, block_k=math.gcd(tile.block_k, b.block[1]))
+        return within_blocks(tile, b)
+
+
+def within_blocks(tile: Tile, b: Matrices) -> Tile:
+    """The tile with steps that do not cross a block of scales."""
+    return tile if b.block is None else replace(tile, block_k=math.gcd(tile.block_k, b.block[1]))
 
 
 def to_dialect(data: Tensor, scale: Tensor, dialect: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -299,7 +308,7 @@ def to_dialect(data: Tensor, scale: Tensor, dialect: torch.dtype) -> tuple[Tenso
     return codes.masked_fill(codes == 0x80, 0).view(FNUZ), scale * 2
 
 
-def _widened(x_TR: Tensor, width: int) -> Tensor:
+def widened(x_TR: Tensor, width: int) -> Tensor:
     """x with columns of zeros behind its own, which add nothing to a product."""
     if x_TR.shape[1] == width:
         return x_TR

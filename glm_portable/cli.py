@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from glm_portable.bench.group import bench
+from glm_portable.engine_options import LIMIT_OPTIONS, limit_options, rank_options
 from glm_portable.options import F, Group, config_option, kebab, option, simulate
 from glm_portable.verify.command import verify
 
@@ -122,105 +123,6 @@ def speculative_options(command: F) -> F:
     return cast(F, decorated)
 
 
-def limit_options(command: F) -> F:
-    """How much the engine takes on at once."""
-    for decorate in reversed(
-        [
-            option("--max-num-seqs", type=int, help="Sequences in one step. [default: 256]"),
-            option(
-                "--max-num-batched-tokens", type=int, help="Tokens in one step. [default: 2048]"
-            ),
-            option(
-                "--enable-chunked-prefill/--no-enable-chunked-prefill",
-                default=True,
-                help="Whether a prompt may be read in several steps, among others' tokens.",
-            ),
-            option(
-                "--chunked-prefill-size",
-                type=int,
-                help="SGLang's name of --max-num-batched-tokens; -1 reads prompts whole.",
-            ),
-            option(
-                "--enable-prefix-caching/--no-enable-prefix-caching",
-                " /--disable-radix-cache",
-                default=True,
-                help="Whether requests share the keys and values of equal beginnings.",
-            ),
-            option(
-                "--enable-deterministic-inference",
-                is_flag=True,
-                help="Let no bit of an answer depend on what was cached; on cpu and reference "
-                "nor on other requests. Slower.",
-            ),
-            option(
-                "--gpu-memory-utilization",
-                type=float,
-                help="Share of the device's memory (on the CPU: of the machine's) for weights, "
-                "KV cache and steps. [default: 0.9; on the CPU the cache takes half of what is "
-                "free]",
-            ),
-            option(
-                "--mem-fraction-static",
-                type=float,
-                help="SGLang's: share for weights and KV cache; steps live in the rest.",
-            ),
-            option(
-                "--kv-cache-memory",
-                "--kv-cache-memory-bytes",
-                type=int,
-                envvar="GLM_PORTABLE_KV_CACHE_MEMORY",
-                help="Bytes of the KV cache, on each device.",
-            ),
-            option("--num-gpu-blocks-override", type=int, help="Pages of the KV cache."),
-            option(
-                "--scheduling-policy",
-                type=click.Choice(["fcfs", "priority"]),
-                default="fcfs",
-                help="Order of requests: of arrival, or by their field priority (lowest first).",
-            ),
-            option(
-                "--preemption-mode",
-                type=click.Choice(["recompute", "swap"]),
-                default="recompute",
-                help="What happens to a request whose pages are needed.",
-            ),
-            option("--seed", type=int, default=0, help="For requests without a seed of their own."),
-        ]
-    ):
-        command = decorate(command)
-    return command
-
-
-def rank_options(command: F) -> F:
-    """Among how many processes the model is split; names of vLLM and SGLang."""
-    for decorate in reversed(
-        [
-            option(
-                "--tensor-parallel-size",
-                "--tp-size",
-                "--tp",
-                type=click.IntRange(1),
-                default=1,
-                help="Devices, or processes on the CPU, that share the model.",
-            ),
-            option(
-                "--enable-expert-parallel",
-                is_flag=True,
-                help="Give each of them whole experts instead of a slice of all.",
-            ),
-            option(
-                "--expert-parallel-size",
-                "--ep-size",
-                "--ep",
-                type=click.IntRange(1),
-                help="Groups of experts, where a group is sliced among several devices.",
-            ),
-        ]
-    ):
-        command = decorate(command)
-    return command
-
-
 def server_options(command: F) -> F:
     """The HTTP server: address, keys, limits, log, traces; names of vLLM and SGLang."""
     for decorate in reversed(
@@ -244,6 +146,12 @@ def server_options(command: F) -> F:
             option("--ssl-certfile", type=file_path, help="PEM certificate: serve HTTPS."),
             option("--ssl-keyfile", type=file_path, help="Its PEM key."),
             option(
+                "--stream-interval",
+                type=int,
+                default=1,
+                help="Tokens of a streamed chunk; the first comes at once.",
+            ),
+            option(
                 "--request-timeout", type=float, help="Seconds of one answer. [default: no limit]"
             ),
             option(
@@ -265,6 +173,12 @@ def server_options(command: F) -> F:
                 type=float,
                 default=60.0,
                 help="Seconds after which a client that reads nothing is cut.",
+            ),
+            option(
+                "--drain-delay",
+                type=float,
+                default=0.0,
+                help="Seconds after SIGTERM to go on taking requests, with /health at 503 already.",
             ),
             option("--drain-grace", type=float, default=30.0, help="Seconds to finish at the end."),
             option(
@@ -306,7 +220,11 @@ def server_options(command: F) -> F:
 @limit_options
 @rank_options
 @server_options
-@option("--reasoning-parser", type=click.Choice(["glm45"]), help="For vLLM's command lines.")
+@option(
+    "--reasoning-parser",
+    type=click.Choice(["glm45", "glm4_moe"]),
+    help="For vLLM's command lines.",
+)
 @option("--enable-auto-tool-choice", is_flag=True, help="Always on; for vLLM's command lines.")
 def serve(model: str | None, **options: Any) -> None:
     """Serve an OpenAI-compatible API."""
@@ -457,20 +375,6 @@ LOAD_OPTIONS = (
     "max_model_len",
     "kv_cache_dtype",
     "speculative_config",
-)
-LIMIT_OPTIONS = (
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "enable_chunked_prefill",
-    "chunked_prefill_size",
-    "enable_prefix_caching",
-    "enable_deterministic_inference",
-    "gpu_memory_utilization",
-    "mem_fraction_static",
-    "kv_cache_memory",
-    "num_gpu_blocks_override",
-    "scheduling_policy",
-    "preemption_mode",
 )
 SAMPLING_OPTIONS = ("max_tokens", "temperature", "top_p", "seed")
 

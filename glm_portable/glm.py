@@ -76,12 +76,13 @@ class GLM:
         tool_call_parser: str | None = None,
         max_model_len: int | None = None,
         speculative: SpeculativeConfig | None = None,
+        scheduling_policy: str = "fcfs",
         simulated: bool = False,
         deterministic: bool = False,
     ) -> None:
         self.name, self.folder, self.model = name, folder, model
         self._max_model_len, self._simulated = max_model_len, simulated
-        self._deterministic = deterministic
+        self._deterministic, self._scheduling_policy = deterministic, scheduling_policy
         self.speculative = speculative
         self.tokenizer = Tokenizer.load(folder, model.config)
         self.chat = ChatTemplate.load(folder, self.tokenizer, chat_template)
@@ -103,6 +104,7 @@ class GLM:
         max_model_len: int | None = None,
         kv_cache_dtype: str = "auto",
         speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None,
+        scheduling_policy: str = "fcfs",
         enable_deterministic_inference: bool = False,
         virtual: str | None = None,
         parallel: Parallel = SINGLE,
@@ -117,12 +119,13 @@ class GLM:
         router biases. max_model_len: the window that `generate` has room for, the model's own if
         None. kv_cache_dtype: auto (the model's), bfloat16, or fp8 (also fp8_e4m3).
         speculative_config: what to draft with the MTP layer, as for vLLM:
-        {"method": "mtp", "num_speculative_tokens": 1}. enable_deterministic_inference: whether no
-        bit of an answer may depend on other requests and on what was cached, where the backend can
-        promise that; else prompts are read in units (see `EngineLimits`). virtual: a chip to
-        simulate, on which the backend computes. parallel: this process's place among several that
-        each load their part. on_bytes is called with (bytes just read, bytes in all), on_note with
-        what a person should know of the conversion and of the cache.
+        {"method": "mtp", "num_speculative_tokens": 1}. scheduling_policy: of `generate`, "priority"
+        if its priorities count. enable_deterministic_inference: whether no bit of an answer may
+        depend on other requests and on what was cached, where the backend can promise that; else
+        prompts are read in units (see `EngineLimits`). virtual: a chip to simulate, on which the
+        backend computes. parallel: this process's place among several that each load their part.
+        on_bytes is called with (bytes just read, bytes in all), on_note with what a person should
+        know of the conversion and of the cache.
         Raises UsageError for whatever cannot be loaded.
         """
         if isinstance(speculative_config, Mapping):
@@ -165,6 +168,7 @@ class GLM:
             tool_call_parser=tool_call_parser,
             max_model_len=max_model_len,
             speculative=speculative_config,
+            scheduling_policy=scheduling_policy,
             simulated=virtual is not None,
             deterministic=enable_deterministic_inference,
         )
@@ -197,9 +201,13 @@ class GLM:
         *,
         tools: Sequence[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
         **sampling: Any,
     ) -> Answer:
         """One answer. `sampling` are fields of SamplingParams (temperature, max_tokens, ...).
+
+        priority, cache_salt: see `Engine.submit`; for calls from several threads.
 
         Thinking and tool calls are told apart in the answer to a conversation; the answer to text
         or ids is all content. Raises UsageError for a bad request, EngineFailure if it failed.
@@ -209,6 +217,8 @@ class GLM:
             prompt,
             tools=tools,
             chat_template_kwargs=chat_template_kwargs,
+            priority=priority,
+            cache_salt=cache_salt,
             on_delta=deltas.append,
             **sampling,
         )
@@ -224,13 +234,15 @@ class GLM:
         *,
         tools: Sequence[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
         on_delta: Callable[[Delta], None] = lambda delta: None,
         **sampling: Any,
     ) -> Generator[Event, None, None]:
         """The answer's events as they come; closing the iterator cancels the request."""
         ids, parser = self._encode(prompt, tools, chat_template_kwargs)
         params = replace(self.sampling, **sampling)
-        for delta in self._deltas(ids, params):
+        for delta in self._deltas(ids, params, priority, cache_salt):
             on_delta(delta)
             yield from parser.feed(delta.text) if parser else [Content(delta.text)]
         yield from parser.finish() if parser else []
@@ -311,7 +323,11 @@ class GLM:
     def engine(self) -> Engine:
         """The engine that `generate` and `stream` use, started at the first use."""
         seqs = SIMULATED_SEQS if self._simulated else 16
-        limits = self.limits(max_model_len=self._max_model_len, max_num_seqs=seqs)
+        limits = self.limits(
+            max_model_len=self._max_model_len,
+            max_num_seqs=seqs,
+            scheduling_policy=self._scheduling_policy,
+        )
         return Engine(self.model, self.tokenizer, limits, speculative=self.speculative).start()
 
     def _forward(self, ids: Sequence[int], trace: Trace | None = None) -> tuple[Tensor, Tensor]:
@@ -348,9 +364,13 @@ class GLM:
         parser = Parser(tools, starts_in_reasoning=chat.starts_in_reasoning, thinking=chat.thinking)
         return chat.token_ids, parser
 
-    def _deltas(self, ids: list[int], params: SamplingParams) -> Iterator[Delta]:
+    def _deltas(
+        self, ids: list[int], params: SamplingParams, priority: int, cache_salt: str
+    ) -> Iterator[Delta]:
         arrived: queue.SimpleQueue[Delta] = queue.SimpleQueue()
-        request = self.engine.submit(ids, params, arrived.put)
+        request = self.engine.submit(
+            ids, params, arrived.put, priority=priority, cache_salt=cache_salt
+        )
         delta = Delta()
         try:
             while delta.finish_reason is None:

@@ -15,6 +15,7 @@ heads, C head size, E experts, K experts per token, F expert width, V vocabulary
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from glm_portable.checkpoint import Checkpoint
 from glm_portable.config import ModelConfig
+from glm_portable.digest import Digests, digests
 from glm_portable.ops import KVCache, Ops, Step, Weight
 from glm_portable.parallel import Parallel
 
@@ -330,6 +332,20 @@ class Model:
         """As `logits`, of hidden states after the MTP layer's own norm."""
         assert self.mtp is not None
         return _logits(self.ops, hidden_TD, self.mtp.head, self.parallel)
+
+    def digests(self, part: int) -> Digests:
+        """Of this rank's weights in a part of the model: what is in no layer, each layer, the MTP.
+
+        Nothing beyond the last part.
+        """
+        ends = {"embed": self.embed, "norm": self.norm, "head": self.head}
+        parts: list[tuple[str, Any]] = [("", ends)]
+        parts += [(f"layers[{i}]", layer) for i, layer in enumerate(self.layers)]
+        parts += [] if self.mtp is None else [("mtp", self.mtp)]
+        if part >= len(parts):
+            return {}
+        experts = len(self.parallel.experts(self.config.n_routed_experts))
+        return digests(self.ops, *parts[part], (Attention, MLP, MoE, Layer, MTP), experts)
 
 
 def _embed(ids_T: Tensor, rows_VD: Tensor, parallel: Parallel) -> Tensor:

@@ -45,7 +45,8 @@ class Weight:
     scale: float32; (..., N, 1) when `block` is None, else one number a block of `block` rows and
         columns: (..., ceil(N / rows), ceil(R / columns)). None when `data` is not quantised.
     dynamic_activations: the checkpoint was calibrated for activations quantised per token.
-    packed: whatever the backend wants to keep; nobody else looks at it.
+    packed: whatever the backend wants to keep; nobody else looks at it, but that `digest.py` reads
+        the tensors in it.
     """
 
     data: Tensor
@@ -342,6 +343,15 @@ def fp8_pages(backend: Ops) -> torch.dtype | None:
     None is a backend whose attention takes pages in the model's type alone.
     """
     found: torch.dtype | None = getattr(backend, "fp8_pages", torch.float8_e4m3fn)
+    return found
+
+
+def readable(backend: Ops, x: Tensor) -> Tensor:
+    """A tensor that its `pack` has made, as torch reads it: by its function `readable`, if any.
+
+    Where torch reads none of a layout's bytes, that is a copy with the same numbers.
+    """
+    found: Tensor = getattr(backend, "readable", lambda x: x)(x)
     return found
 
 

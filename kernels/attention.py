@@ -7,6 +7,10 @@ its keys once. Online softmax (Dao et al. 2022) in base 2 and float32.
 Short queries split the keys over programs, and `merge_kernel` adds up the parts (Flash-Decoding).
 Where a sequence is cut depends on its own length alone: its result has the same bits whatever else
 runs in the step. Grids follow from shapes and from the host's copy of the lengths.
+
+On request (`alike`) a query's bits do not depend on the other queries of its sequence either:
+decode, verification and every cut of a prompt are then one kernel in one shape, which reads all
+keys in order and gives every block of them the same instructions.
 """
 
 import torch
@@ -23,6 +27,10 @@ SHORT = 8
 LEAST_SPLIT = 256
 """Keys in a split at least, and a multiple of every block of keys."""
 MOST_SPLITS = 32
+ALIKE_ROWS = 64
+"""Rows of every tile with `alike`: 5 queries of 12 heads. More would slow down decode."""
+ALIKE_SEQUENCES = 1024
+"""Up to as many in a step share one machine code."""
 LOG2_E = 1.4426950408889634
 
 
@@ -90,7 +98,7 @@ def attend_kernel(
     scale, v_scale, least, most,
     GROUP: tl.constexpr, S: tl.constexpr, C: tl.constexpr, SPLITS: tl.constexpr,
     QUERIES: tl.constexpr, LEAST_SPLIT: tl.constexpr, MOST_SPLITS: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     """Programs (block of queries, key/value head, split of the keys).
 
@@ -98,6 +106,9 @@ def attend_kernel(
     QUERIES: the most queries of a sequence, or 0 where they are many: how programs are dealt out.
     SPLITS: 0 writes the result, otherwise each split writes its part, and its row's maximum and
     sum, for QUERIES rows a sequence.
+    ALIKE: all blocks of keys are masked. Which of them need it depends on the tile's other queries,
+    and nothing obliges a compiler to round alike in two loops. A block of which a row sees no key
+    multiplies by 1 and adds zeros.
     """
     group = tl.program_id(1)
     split = tl.program_id(2)
@@ -141,9 +152,11 @@ def attend_kernel(
     k_ptr += group * group_stride
     v_ptr += group * group_stride
     table_ptr += sequence.to(tl.int64) * table_stride
-    # Whole blocks that even the first query sees need no mask.
-    whole = tl.minimum(end, length - queries + first + 1)
-    whole = start + tl.maximum(whole - start, 0) // BLOCK_N * BLOCK_N
+    if ALIKE:
+        whole = start
+    else:  # Whole blocks that even the first query sees need no mask.
+        whole = tl.minimum(end, length - queries + first + 1)
+        whole = start + tl.maximum(whole - start, 0) // BLOCK_N * BLOCK_N
     for n in range(start, whole, BLOCK_N):
         top, norm, total = _keys_step(
             q, top, norm, total, k_ptr, v_ptr, table_ptr, n, length, seen,
@@ -202,14 +215,25 @@ def merge_kernel(
 
 
 def attend(
-    launch: Launch, target: Target, q_THC: Tensor, cache: KVCache, step: Step, scale: float
+    launch: Launch,
+    target: Target,
+    q_THC: Tensor,
+    cache: KVCache,
+    step: Step,
+    scale: float,
+    alike: bool = False,
 ) -> Tensor:
     """softmax(q k^T * scale + causal mask) v in q's type, contiguous (T, H, C).
 
     C is a power of two of at least 16, H a multiple of the cache's heads G. See `ops.Step`.
+    alike: give a query the same bits whatever part of its sequence it comes with, as long as that
+    is finite. No keys are split then: long sequences that are few take longer.
     """
     queries = [e - b for b, e in zip((0, *step.query_ends[:-1]), step.query_ends, strict=True)]
     out = torch.empty(q_THC.shape, dtype=q_THC.dtype, device=q_THC.device)
+    if alike:
+        _launch(launch, target, q_THC, cache, step, scale, out, 0, 1, alike=True)
+        return out
     short = [n for n in queries if n <= SHORT]
     if short:
         longest = max(n for n, q in zip(step.kv_lengths, queries, strict=True) if q <= SHORT)
@@ -241,15 +265,16 @@ def _launch(
     out: Tensor,
     short: int,
     splits: int,
+    alike: bool = False,
 ) -> None:
-    """The sequences of at most `short` queries; with short = 0, those that are long."""
+    """The sequences of at most `short` queries; with short = 0, those that are long, or all."""
     tokens, heads, size = q_THC.shape
     (_, slots, groups, _), sequences = cache.k_PSGC.shape, len(step.query_ends)
     group = heads // groups
     assert q_THC.stride(-1) == 1 and size >= 16 and size == triton.next_power_of_2(size)
     assert cache.k_PSGC.is_contiguous() and cache.v_PSGC.is_contiguous()
     wide = q_THC.dtype.itemsize == 4
-    block_m = _block_m(group, short, 64 if wide else 128)
+    block_m = _block_m(group, short, ALIKE_ROWS if wide or alike else 128)
     block_n = 32 if wide else 64
     split = splits > 1
     parts = stats = out
@@ -259,6 +284,7 @@ def _launch(
         stats = torch.empty(rows, 2, dtype=torch.float32, device=q_THC.device)
     tile = block_m // group
     blocks = sequences * -(-short // tile) if short else tokens // tile + sequences
+    counted = max(sequences, ALIKE_SEQUENCES if alike else 1)
     launch(
         attend_kernel,
         (blocks, groups, splits),
@@ -266,11 +292,11 @@ def _launch(
         step.kv_lengths_B, out, parts, stats, sequences, heads, q_THC.stride(0), q_THC.stride(1),
         slots * groups * size, groups * size, size, step.block_table_BP.stride(0),
         scale * cache.k_scale * LOG2_E, cache.v_scale,
-        1 if short else SHORT + 1, SHORT if short else tokens,
+        1 if short or alike else SHORT + 1, SHORT if short else tokens,
         GROUP=group, S=slots, C=size, SPLITS=splits if split else 0, QUERIES=short,
         LEAST_SPLIT=LEAST_SPLIT, MOST_SPLITS=MOST_SPLITS,
-        BLOCK_B=1 if short else triton.next_power_of_2(sequences), BLOCK_M=block_m, BLOCK_N=block_n,
-        options=_options(target, block_m),
+        BLOCK_B=1 if short else triton.next_power_of_2(counted), BLOCK_M=block_m, BLOCK_N=block_n,
+        ALIKE=alike, options=_options(target, block_m),
     )  # fmt: skip
     if split:
         block = min(16, triton.next_power_of_2(heads))

@@ -17,7 +17,7 @@ SPLIT_D = 512
 """Hidden dimensions a program sums; one token would else keep a handful of programs busy."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T",))  # one machine code for any number of tokens
 def gate_kernel(
     x_ptr, gate_ptr, partial_ptr, x_stride, T, D, E,
     SPLIT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -45,7 +45,7 @@ def _first_largest(values, free, index, NONE: tl.constexpr):
     return tl.min(tl.where(free & (values >= best), index, NONE))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def choose_kernel(
     partial_ptr, bias_ptr, weights_ptr, experts_ptr, T, E, SPLITS, factor,
     GROUPS: tl.constexpr, KEPT: tl.constexpr, SIZE: tl.constexpr, K: tl.constexpr,

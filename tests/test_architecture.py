@@ -14,7 +14,7 @@ LAYERS = [
     {"modelslim", "options"},
     {"config", "shards", "hub", "pocket", "tasks"},
     {"ops", "tokenizer", "parallel"},
-    {"kernels", "stored"},
+    {"kernels", "stored", "digest"},
     {"formats"},
     {"backends", "checkpoint"},
     {"model"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"verify"},
     {"bench", "terminal", "doctor", "tune", "processes"},
     {"engine_main"},
-    {"commands", "serving"},
+    {"commands", "serving", "engine_options"},
     {"cli"},
     {"__main__"},
 ]
@@ -34,7 +34,7 @@ LAYERS = [
 
 NOT_FROM_MODEL = {"backends"}  # the model is handed its backend, so that two run side by side
 VENDOR = re.compile(r"\b(cuda|rocm|hip|ascend|npu|triton)\b", re.IGNORECASE)
-MAY_NAME_VENDORS = {"ops.py", "cli.py"}  # detection, and the help text of --backend
+MAY_NAME_VENDORS = {"ops.py", "cli.py", "engine_options.py"}  # detection, and help texts
 THREAD = re.compile(r"[\w.-]+( PR)?#\d+")  # whose bug tracker a fault is known from
 VENDOR_MODULES = {"backends", "kernels", "virtual"}
 

@@ -165,6 +165,14 @@ def test_names_of_vllm_and_sglang_say_how_large_and_in_what_order(
     assert {key: asked[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize("parser", ["glm45", "glm4_moe"])
+def test_vllms_names_of_the_parsers(parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older one stands in the command lines of GLM-4.5's first weeks."""
+    monkeypatch.setattr(serving, "run_server", lambda *arguments, **options: 0)
+    flags = ("--tool-call-parser", parser, "--reasoning-parser", parser)
+    assert run("serve", *flags, "--enable-auto-tool-choice").exit_code == 0
+
+
 def test_deterministic_inference_decides_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 

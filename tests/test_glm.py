@@ -1,6 +1,8 @@
 """The Python interface, on the pocket model."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,57 @@ def test_drafts_are_asked_for_as_in_vllm(glm: GLM) -> None:
     options: Any = {"temperature": 0.0, "max_tokens": 100}
     assert drafting.generate(WHO, **options) == glm.generate(WHO, **options)
     assert drafting.engine.stats().num_accepted_tokens > 10
+
+
+def test_pages_are_shared_by_calls_of_one_salt(glm: GLM) -> None:
+    prompt = glm.tokenizer.encode("A text that is longer than two pages of the cache. " * 4)
+
+    def found(**options: Any) -> int:
+        before = glm.engine.stats().prefix_cache_hits
+        glm.generate(prompt, max_tokens=1, **options)
+        list(glm.stream(prompt, max_tokens=1, **options))
+        return glm.engine.stats().prefix_cache_hits - before
+
+    once = found(cache_salt="one")  # by the second of the two
+    assert once > 0 and found(cache_salt="another") == once == found()
+    assert found(cache_salt="one") == 2 * once
+
+
+def test_a_call_of_a_higher_priority_goes_first() -> None:
+    """Of more calls than run at once, all of which have come before the first step ends."""
+    glm = GLM.load(backend="reference", scheduling_policy="priority")
+    priorities = [n % 3 for n in range(24)]
+    submit, asked, ended = glm.engine.submit, [], []
+    begun, all_in = threading.Event(), threading.Event()
+
+    def note(ids: Any, params: Any, on_delta: Any, *, priority: int, cache_salt: str) -> str:
+        def receive(delta: Any) -> None:
+            assert all_in.wait(60)
+            ended.extend([priority] * (delta.finish_reason is not None))
+            on_delta(delta)
+
+        name = submit(ids, params, receive, priority=priority, cache_salt=cache_salt)
+        asked.append(name)
+        begun.set()
+        if len(asked) == len(priorities) + 1:
+            all_in.set()
+        return name
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(priorities) + 1) as pool:
+        patch.setattr(glm.engine, "submit", note)
+
+        def ask(priority: int) -> None:
+            glm.generate("Hi", max_tokens=3, ignore_eos=True, priority=priority)
+
+        pool.submit(ask, -1)
+        assert begun.wait(60)
+        list(pool.map(ask, priorities))
+    assert ended == sorted(ended) and len(ended) == len(asked)
+
+
+def test_a_priority_is_of_one_prompt(glm: GLM) -> None:
+    with pytest.raises(UsageError, match=r"priority is \[1\]; it must be a whole number"):
+        glm.generate("Hi", priority=[1])  # type: ignore[arg-type]  # as vLLM's, of several prompts
 
 
 def test_a_checkpoint_without_the_mtp_layer_cannot_draft(tmp_path: Path) -> None:

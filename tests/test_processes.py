@@ -73,7 +73,10 @@ def test_the_answers_are_those_of_one_process() -> None:
     with served("--tensor-parallel-size", "2", *drafts) as (url, server, (other,)):
         with ThreadPoolExecutor(len(PROMPTS)) as pool:
             assert list(pool.map(lambda p: answer(url, p), PROMPTS)) == expected
-        metrics = httpx.get(f"{url.removesuffix('/v1')}/metrics", timeout=WAIT_S).text
+        root = url.removesuffix("/v1")
+        health = httpx.get(f"{root}/health?check=numerics", timeout=WAIT_S)
+        assert health.status_code == 200, health.text
+        metrics = httpx.get(f"{root}/metrics", timeout=WAIT_S).text
         assert re.search(r"vllm:spec_decode_num_accepted_tokens_total.* [1-9]", metrics), metrics
         server.terminate()
         assert server.wait(WAIT_S) == 0

@@ -56,6 +56,10 @@ class AscendOps:
         """Transposed to (R, N); INT8 in FRACTAL_NZ. Raises UsageError for FP8."""
         return linear.pack(self.npu, self.chip, w)
 
+    def readable(self, x: Tensor) -> Tensor:
+        """INT8 weights, which `pack` has laid out in FRACTAL_NZ, as rows."""
+        return linear.rows(self.npu, x)
+
     def linear(self, x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Tensor:
         """x @ w.T + bias."""
         return linear.linear(self.npu, x_TR, w, bias_N)

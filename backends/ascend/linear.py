@@ -11,7 +11,7 @@ from glm_portable.backends.ascend.chip import Chip
 from glm_portable.errors import UsageError
 from glm_portable.ops import Weight
 
-FRACTAL_NZ = 29
+ND, FRACTAL_NZ = 2, 29
 WIDEST = 65535
 """The most columns that npu_quant_matmul takes; a wider weight is split."""
 
@@ -63,6 +63,14 @@ def _plain(w: Weight) -> Weight:
     if w.data.dim() == 2:
         return replace(w, packed=Packed((w.data,)))
     return replace(w, data=w.data.new_empty(0), packed=Packed((w.data.mT.contiguous(),)))
+
+
+def rows(npu: Any, x: Tensor) -> Tensor:
+    """One of the parts of a weight in the plain format; those of INT8 are copied."""
+    if x.dtype != torch.int8:
+        return x
+    y: Tensor = npu.npu_format_cast(x, ND)
+    return y
 
 
 def packed_of(w: Weight) -> Packed:

@@ -37,7 +37,7 @@ from glm_portable.ops import KVCache, Ops, Step, Weight
 
 __all__ = [
     "attend", "describe", "device", "experts", "kernel", "linear", "name", "pack", "page_size",
-    "rms_norm", "rope_store", "route", "rows_alike", "silu_mul",
+    "readable", "rms_norm", "rope_store", "route", "rows_alike", "silu_mul",
 ]  # fmt: skip
 
 name = "cpu"
@@ -82,6 +82,11 @@ def pack(w: Weight) -> Weight:
     else:
         packed = _reorder(w.dequantize())
     return replace(w, data=torch.empty_like(w.data, device="meta"), scale=None, packed=packed)
+
+
+def readable(x: Tensor) -> Tensor:
+    """Out of oneDNN's layout."""
+    return x.to_dense() if x.is_mkldnn else x
 
 
 def linear(x_TR: Tensor, w: Weight, bias_N: Tensor | None = None) -> Tensor:

@@ -15,14 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_portable.backends import cpu, reference
-from glm_portable.backends.cpu import describe, device, kernel, name, native, pack, page_size
+from glm_portable.backends.cpu import (
+    describe,
+    device,
+    kernel,
+    name,
+    native,
+    pack,
+    page_size,
+    readable,
+)
 from glm_portable.backends.reference import choose_scored, quantize_per_token, rms_norm, rope_store
 from glm_portable.config import ModelConfig
 from glm_portable.ops import KVCache, Step, Weight
 
 __all__ = [
     "attend", "batch_invariant", "describe", "device", "experts", "kernel", "linear", "name",
-    "pack", "page_size", "rms_norm", "rope_store", "route", "silu_mul",
+    "pack", "page_size", "readable", "rms_norm", "rope_store", "route", "silu_mul",
 ]  # fmt: skip
 
 batch_invariant = True

@@ -44,6 +44,12 @@ def check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:
     _check_ids("the prompt", prompt_ids, vocab_size)
 
 
+def check_priority(priority: int) -> None:
+    """Raise UsageError for what has no place in the order of requests."""
+    if not isinstance(priority, int):
+        raise UsageError(f"priority is {priority!r}; it must be a whole number, for one prompt.")
+
+
 def check_params(params: SamplingParams, vocab_size: int) -> None:
     """Raise UsageError for parameters that mean nothing."""
     _check_range("temperature", params.temperature, 0, math.inf)

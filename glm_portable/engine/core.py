@@ -183,7 +183,7 @@ class EngineCore:
         if turns:
             whole = len(rows) == len(token_ids)
             sampled_RD = hidden_TD if whole else hidden_TD[ids(rows, device)]
-            accept(turns, self.model.logits(sampled_RD), self._sampler)
+            accept(turns, self._logits(sampled_RD), self._sampler)
         return hidden_TD, turns
 
     def _score_prompt(
@@ -192,7 +192,14 @@ class EngineCore:
         """Of the chunk's part of a prompt; `end`: the row after its last one."""
         behind = end - len(chunk.drafts)
         rows_TD = hidden_TD[behind - chunk.count : behind]
-        scores.take(self.model.logits, rows_TD, chunk.sequence.num_computed)
+        scores.take(self._logits, rows_TD, chunk.sequence.num_computed)
+
+    def _logits(self, hidden_TD: Tensor) -> Tensor:
+        """On the host where no bit may depend on other rows: a GPU's libraries sum the numbers of a
+        row in an order that depends on how many rows there are (torch's cumsum does)."""
+        logits_RV = self.model.logits(hidden_TD)
+        alike = self.limits.enable_deterministic_inference and self.limits.batch_invariant
+        return logits_RV.cpu() if alike else logits_RV
 
     def _complete(self, chunks: Sequence[Chunk], turns: Sequence[Turn], hidden_TD: Tensor) -> bool:
         """Note what the step has computed of each sequence, and draft; whether that went well."""

@@ -12,6 +12,7 @@ from glm_portable.engine import admission
 from glm_portable.engine.admission import EngineDraining
 from glm_portable.engine.completion import Answer, Completion, EngineFailure
 from glm_portable.engine.core import EngineCore, LanguageModel
+from glm_portable.engine.examination import Examiner, OnResult
 from glm_portable.engine.limits import EngineLimits, default_limits
 from glm_portable.engine.logprobs import PromptLogprobs
 from glm_portable.engine.observer import Observer
@@ -62,9 +63,10 @@ class Engine:
         self._vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
         self._eos_ids = frozenset(model.config.eos_token_id)
         self._core = EngineCore(model, limits, self._vocab_size, speculative, observer)
-        # What the engine's thread has yet to see: a request, the id of one to cancel, or None
-        # just to wake it up.
-        self._inbox: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
+        self._examiner = Examiner(model)
+        # What the engine's thread has yet to see: a request, the id of one to cancel, whom to tell
+        # of an examination, or None just to wake it up.
+        self._inbox: queue.SimpleQueue[Request | str | OnResult | None] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._lock = threading.Lock()  # guards the three below, and what goes into the inbox
         self._thread: threading.Thread | None = None
@@ -114,6 +116,18 @@ class Engine:
         No effect on a request that has ended.
         """
         self._inbox.put(request_id)
+
+    def examine(self, on_result: OnResult) -> None:
+        """Compare every weight with how it was when this was first called.
+
+        A part of the model is read between one step and the next. on_result is called on the
+        engine's thread with what is wrong, for the end of a sentence, or None. Raises
+        EngineDraining if the engine has been closed.
+        """
+        with self._lock:
+            if self._closing:
+                raise EngineDraining("The server is shutting down; examine it before that.")
+            self._inbox.put(on_result)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new requests, and wait until all accepted ones have ended.
@@ -180,6 +194,7 @@ class Engine:
     ) -> Request:
         admission.check_prompt(prompt_ids, self._vocab_size)
         admission.check_params(params, self._vocab_size)
+        admission.check_priority(priority)
         length = admission.max_length(prompt_ids, params, self.limits.max_model_len)
         self._core.scheduler.check(length)
         number = next(self._numbers)
@@ -208,6 +223,7 @@ class Engine:
             try:
                 self._take_inbox()
                 self._core.step()
+                self._examiner.advance()
                 self.after_step()
             except Exception:
                 # Of the engine itself, not of a request: whoever is in it gets an answer.
@@ -220,7 +236,7 @@ class Engine:
 
     def _take_inbox(self) -> None:
         """Handle what has come in; wait for it if there is nothing else to do."""
-        if self._idle_now():
+        if self._idle_now() and not self._examiner.busy:
             self._handle(self._inbox.get())
         while not self._inbox.empty():
             self._handle(self._inbox.get())
@@ -232,15 +248,18 @@ class Engine:
             self._idle.set()
             return True
 
-    def _handle(self, message: Request | str | None) -> None:
+    def _handle(self, message: Request | str | OnResult | None) -> None:
         if isinstance(message, Request):
             self._core.add(message)
-        elif message is not None:
+        elif isinstance(message, str):
             self._core.abort(message)
+        elif message is not None:
+            self._examiner.add(message)
 
     def _abort_all(self) -> None:
         while not self._inbox.empty():
             self._handle(self._inbox.get())
         for request_id in list(self._core.requests):
             self._core.abort(request_id)
+        self._examiner.close()
         self._idle.set()

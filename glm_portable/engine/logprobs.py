@@ -72,8 +72,8 @@ class PromptLogprobs:
             raise AssertionError(f"{start=} leaves out positions from {first} on")
         for position in range(first, end, _ROWS):
             until = min(position + _ROWS, end)
-            token_R = torch.tensor(self._ids[position + 1 : until + 1], device=hidden_TD.device)
             logits_RV = logits(hidden_TD[position - start : until - start])
+            token_R = torch.tensor(self._ids[position + 1 : until + 1], device=logits_RV.device)
             counts = [self._count] * len(token_R)
             self.found += token_logprobs(logits_RV, token_R, counts, self._vocab_size, ranks=True)
 

@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 
 from glm_portable.config import ModelConfig
+from glm_portable.digest import Digests
 from glm_portable.model import Model
 from glm_portable.ops import KVCache, Ops, Step
 
 T = TypeVar("T")
 
 ALLOCATE, FORWARD, LOGITS, END = "allocate", "forward", "logits", "end"
-MTP_FORWARD, MTP_LOGITS = "mtp_forward", "mtp_logits"
+MTP_FORWARD, MTP_LOGITS, DIGESTS = "mtp_forward", "mtp_logits", "digests"
 
 
 class Leader:
     """Rank 0's model, as the engine sees it.
+
+    pipes: to the other ranks, which answer through them only when asked for digests.
 
     on_failure: called with the error of a computation, and does not return: ranks of which one has
     stopped in the middle of a step would not agree on the next one.
@@ -88,6 +91,19 @@ class Leader:
 
         return self._together((MTP_LOGITS, len(hidden_TD)), compute)
 
+    def digests(self, part: int) -> Digests:
+        """Of all ranks' weights in a part of the model; part p is the same on each."""
+
+        def compute() -> Digests:
+            found = [self._model.digests(part), *(pipe.recv() for pipe in self._pipes)]
+            return {
+                f"{name} on rank {rank}": numbers
+                for rank, digests in enumerate(found)
+                for name, numbers in digests.items()
+            }
+
+        return self._together((DIGESTS, part), compute)
+
     def _together(self, message: Any, compute: Callable[..., T], *arguments: Any) -> T:
         try:
             for pipe in self._pipes:
@@ -123,6 +139,8 @@ def follow(model: Model, pipe: Connection) -> None:
                 model.mtp_forward(ids_T, received(len(ids_T)), step, caches)
             elif kind == MTP_LOGITS:
                 model.mtp_logits(received(message[0]))
+            elif kind == DIGESTS:
+                pipe.send(model.digests(*message))
             elif kind == END:
                 return
             else:

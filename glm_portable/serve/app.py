@@ -100,7 +100,12 @@ def _add_middleware(app: FastAPI, service: Service, metrics: Metrics) -> None:
         if service.tracing is not None and exchange.choices:
             service.tracing.record(exchange, Headers(scope=scope), route)
 
-    app.add_middleware(Exchanges, on_start=metrics.in_progress.inc, on_end=on_end)
+    app.add_middleware(
+        Exchanges,
+        on_start=metrics.in_progress.inc,
+        on_end=on_end,
+        closing=lambda: service.draining,
+    )
     app.add_middleware(MessagesErrors)
 
 

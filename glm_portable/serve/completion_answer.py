@@ -39,7 +39,7 @@ class Reported:
 
 @dataclass
 class CompletionChoice:
-    """One choice in the making."""
+    """One choice in the making. plain: until it ends, nothing but text is new in it."""
 
     index: int
     prompt: RawPrompt
@@ -50,6 +50,7 @@ class CompletionChoice:
     of_prompt: dict[str, Any] = field(default_factory=dict)
     last: Delta = Delta()
     begun: bool = False
+    plain: bool = False
 
     def __post_init__(self) -> None:
         self.logprobs = CompletionLogprobs(self.vocabulary)
@@ -57,6 +58,7 @@ class CompletionChoice:
     def take(self, delta: Delta) -> None:
         if not self.begun:
             self.begun = True
+            self.plain = self.reported.answer and self.reported.logprobs is None
             self._take_prompt(delta)
         if not self.reported.answer:
             self.last = replace(delta, finish_reason="length", stop_reason=None)
@@ -79,11 +81,8 @@ class CompletionChoice:
 
     def flush(self) -> dict[str, Any]:
         """The choice with what was taken since the last flush."""
-        return self.with_text(self.flush_text())
-
-    def flush_text(self) -> str:
         text, self.text = "".join(self.text), []
-        return text
+        return self.with_text(text)
 
     def with_text(self, text: str) -> dict[str, Any]:
         body = {
@@ -95,11 +94,6 @@ class CompletionChoice:
         }
         self.pieces = []
         return body | self.of_prompt
-
-    @property
-    def only_text(self) -> bool:
-        """Whether nothing but text is new in what `flush` returns next."""
-        return self.reported.logprobs is None and self.last.finish_reason is None
 
     @property
     def worth_a_chunk(self) -> bool:
@@ -138,21 +132,21 @@ class CompletionAnswer(Answer):
         return self.body([choice.flush() for choice in self._choices])
 
     def take(self, index: int, delta: Delta) -> Sequence[Chunk]:
-        choice = self._take(index, delta)
-        return [self._next(choice)] if choice.worth_a_chunk else ()
+        choice = self._choices[index]
+        if choice.plain and delta.finish_reason is None:
+            self.usage.count(delta)
+            return [self._text(choice, delta.text)] if delta.text else ()
+        self._take(index, delta)
+        return [self.chunk([choice.flush()])] if choice.worth_a_chunk else ()
 
-    def _next(self, choice: CompletionChoice) -> Chunk:
-        if not choice.only_text:
-            return self.chunk([choice.flush()])
-        text = choice.flush_text()
+    def _text(self, choice: CompletionChoice, text: str) -> Chunk:
         return self.text_chunk(
             choice.index, text, lambda text: self.chunk([choice.with_text(text)])
         )
 
-    def _take(self, index: int, delta: Delta) -> CompletionChoice:
+    def _take(self, index: int, delta: Delta) -> None:
         choice = self._choices[index]
         if self._counts:
             same_prompt = index > 0 and self._choices[index - 1].prompt is choice.prompt
             self.usage.count(delta, first=not same_prompt)
         choice.take(delta)
-        return choice

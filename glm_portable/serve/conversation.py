@@ -43,7 +43,9 @@ class ChatChoice:
 
     def take(self, delta: Delta) -> list[Event]:
         """The events of the next delta; sets finish_reason with the last ones."""
-        text, self.prefix = self.prefix + delta.text, ""
+        text = delta.text
+        if self.prefix:
+            text, self.prefix = self.prefix + text, ""
         thought = self.parser.reasoning
         events = self.parser.feed(text)
         if thought or self.parser.reasoning:
@@ -51,7 +53,8 @@ class ChatChoice:
         if delta.finish_reason is not None:
             events += self.parser.finish()
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
-        events = list(self._allowed(events))
+        if self.parser.called:
+            events = list(self._allowed(events))
         if self.called and self.finish_reason == "stop":
             self.finish_reason = "tool_calls"
         return events
@@ -83,19 +86,25 @@ class Conversation:
     def take(self, index: int, delta: Delta) -> tuple[ChatChoice, list[Event], Delta]:
         """What comes of a choice's next delta, and what of it the choice has."""
         choice = self.choices[index]
+        if not delta.parts:
+            return choice, self._take(choice, delta), delta
         events: list[Event] = []
-        parts = delta.parts or (delta,)
         # Token by token: the thinking may end, or the choice with a call, before the last one.
-        for count, part in enumerate(parts, 1):
-            known = choice.reasoning_tokens
-            events += choice.take(part)
-            self.usage.count(part, choice.reasoning_tokens - known, first=index == 0)
+        for count, part in enumerate(delta.parts, 1):
+            events += self._take(choice, part)
             if choice.finish_reason is not None:
-                self.generation.stop(index)
-                if count < len(parts):
-                    delta = joined(parts[:count])
+                if count < len(delta.parts):
+                    delta = joined(delta.parts[:count])
                 break
         return choice, events, delta
+
+    def _take(self, choice: ChatChoice, delta: Delta) -> list[Event]:
+        known = choice.reasoning_tokens
+        events = choice.take(delta)
+        self.usage.count(delta, choice.reasoning_tokens - known, first=choice.index == 0)
+        if choice.finish_reason is not None:
+            self.generation.stop(choice.index)
+        return events
 
 
 async def start(service: Service, request: ChatRequest) -> Conversation:

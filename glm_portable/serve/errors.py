@@ -103,7 +103,8 @@ def from_validation(error: ValidationError) -> ApiError:
     problem = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
     problem = problem.replace("Input should", "should").replace("Field required", "is required")
     shown = "" if first["type"] in ("missing", "value_error") else f", not {brief(first['input'])}"
-    return bad_request(f"{param or 'The body'} {problem}{shown}.", param, "invalid_value")
+    space = "" if problem.startswith("[") else " "  # some problems say which item it is
+    return bad_request(f"{param or 'The body'}{space}{problem}{shown}.", param, "invalid_value")
 
 
 def path(location: tuple[int | str, ...]) -> str | None:

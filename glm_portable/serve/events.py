@@ -1,17 +1,20 @@
-"""What a generated message consists of, in pieces and as a whole."""
+"""What a generated message consists of, in pieces and as a whole.
+
+Nobody changes a piece once it is made. The text is not frozen all the same, as a delta is not.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Reasoning:
     """The next piece of the thinking."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Content:
     """The next piece of the answer."""
 

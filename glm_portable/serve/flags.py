@@ -24,11 +24,13 @@ def take_settings(options: dict[str, Any]) -> ServerSettings:
         allowed_origins=_origins(options.pop("allowed_origins")),
         ssl_certfile=options.pop("ssl_certfile"),
         ssl_keyfile=options.pop("ssl_keyfile"),
+        stream_interval=options.pop("stream_interval"),
         request_timeout_s=options.pop("request_timeout"),
         max_queue=options.pop("max_queue"),
         rate_limit=options.pop("rate_limit"),
         max_body_bytes=options.pop("max_body_size"),
         write_timeout_s=options.pop("write_timeout"),
+        drain_delay_s=options.pop("drain_delay"),
         drain_grace_s=options.pop("drain_grace"),
         served_model_names=names or ServerSettings.served_model_names,
     )

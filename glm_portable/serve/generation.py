@@ -12,6 +12,7 @@ from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.serve.errors import ApiError, internal_error, timed_out, unavailable
 from glm_portable.serve.exchange import current
+from glm_portable.serve.gathering import Gathering
 
 
 class Engine(Protocol):
@@ -39,6 +40,12 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats:
         """A look at the engine as of now."""
+
+    def examine(self, on_result: Callable[[str | None], None]) -> None:
+        """Compare the weights with the first time; on_result is called as on_delta is.
+
+        It is told what is wrong, for the end of a sentence, or None.
+        """
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,11 @@ class Generation:
         jobs: Sequence[Job],
         registry: "set[Generation]",
         timeout_s: float | None = None,
+        stream_interval: int = 1,
     ) -> None:
         """`registry` holds this object from its start to its end.
 
-        timeout_s: after which `arrived` raises.
+        timeout_s: after which `arrived` raises. stream_interval: tokens to gather.
         """
         self._engine, self._jobs, self._registry = engine, jobs, registry
         self._timeout_s = timeout_s
@@ -84,6 +92,11 @@ class Generation:
         self._queue: deque[tuple[int, Delta]] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._running: dict[int, Any] = {}
+        self._receivers: list[Callable[[Delta], None]] = [
+            partial(self._receive, index) for index in range(len(jobs))
+        ]
+        if stream_interval > 1:
+            self._receivers = [Gathering(stream_interval, r).receive for r in self._receivers]
         self.before_waiting: Callable[[], Awaitable[None]] = _nothing
         self.take_now: Callable[[int, Delta], bool] = _not_now
 
@@ -103,7 +116,7 @@ class Generation:
                 self._running[index] = self._engine.submit(
                     job.prompt_ids,
                     job.params,
-                    partial(self._receive, index),
+                    self._receivers[index],
                     name=name,
                     priority=job.priority,
                     cache_salt=job.cache_salt,
@@ -184,7 +197,7 @@ class Generation:
         """Make `arrived` raise this: the server cannot wait for the rest."""
         self._given_up = error or self._given_up
         for index in self._running:
-            self._receive(index, Delta(finish_reason="abort"))
+            self._receivers[index](Delta(finish_reason="abort"))
 
     def _raise_failure(self, delta: Delta) -> None:
         if delta.finish_reason == "abort":

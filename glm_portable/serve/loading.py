@@ -9,8 +9,10 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from glm_portable.serve.anthropic.errors import MessagesErrors
 from glm_portable.serve.connections import limited_protocol
 from glm_portable.serve.errors import ApiError
+from glm_portable.serve.middleware import Exchanges
 from glm_portable.serve.server import listen
 from glm_portable.serve.settings import ServerSettings
 
@@ -25,7 +27,7 @@ def answering(sock: socket.socket, settings: ServerSettings) -> Iterator[None]:
     """
     listen(sock, settings)
     config = uvicorn.Config(
-        _answer,
+        MessagesErrors(Exchanges(_answer, _unnoted, _unnoted, closing=lambda: False)),
         http=limited_protocol(settings),
         ws="none",
         lifespan="off",
@@ -45,6 +47,10 @@ def answering(sock: socket.socket, settings: ServerSettings) -> Iterator[None]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def _unnoted(*_: object) -> None:
+    """There are no metrics yet."""
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:

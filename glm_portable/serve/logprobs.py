@@ -30,6 +30,8 @@ class Vocabulary(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes: ...
 
+    def is_control(self, token_id: int) -> bool: ...
+
 
 def chat_logprobs(tokens: Sequence[TokenLogprob], vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """The `logprobs.content` of a chat choice: one entry a token, end-of-text included."""
@@ -91,15 +93,18 @@ class CompletionLogprobs:
             "text_offset": [self._advance(prompt_ids[0])],
         }
         shown = [TokenLogprob(t.token_id, t.logprob, t.top[:count]) for t in tokens]
-        return joined([first, self.take(shown)])
+        return joined([first, self._lists(shown, hidden=False)])
 
     def take(self, tokens: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
-        """The four lists for these tokens."""
+        """The four lists for these tokens of the answer, whose text leaves control tokens out."""
+        return self._lists(tokens, hidden=True)
+
+    def _lists(self, tokens: Sequence[TokenLogprob], hidden: bool) -> dict[str, list[Any]]:
         return {
             "tokens": [self._text(token.token_id) for token in tokens],
             "token_logprobs": [max(token.logprob, LOWEST) for token in tokens],
             "top_logprobs": [self._top(token) for token in tokens],
-            "text_offset": [self._advance(token.token_id) for token in tokens],
+            "text_offset": [self._advance(token.token_id, hidden) for token in tokens],
         }
 
     def _top(self, token: TokenLogprob) -> dict[str, float]:
@@ -116,9 +121,11 @@ class CompletionLogprobs:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
-    def _advance(self, token_id: int) -> int:
+    def _advance(self, token_id: int, hidden: bool = False) -> int:
+        """Where the token's text begins. hidden: whether that of a control token is left out."""
         start = self._offset
-        self._offset += len(self._decoder.decode(self._vocabulary.token_bytes(token_id)))
+        if not (hidden and self._vocabulary.is_control(token_id)):
+            self._offset += len(self._decoder.decode(self._vocabulary.token_bytes(token_id)))
         return start
 
 

@@ -26,7 +26,9 @@ _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 class Exchanges:
     """Makes an Exchange of every request and hands it to `on_end` when the answer is over.
 
-    Puts x-request-id on every answer, and turns what nobody caught into a 500 with it.
+    Puts x-request-id on every answer, and turns what nobody caught into a 500 with it. When
+    `closing` says so, answers end their connections: a balancer of connections sends the next one
+    to another server.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Exchanges:
         app: ASGIApp,
         on_start: Callable[[], None],
         on_end: Callable[[Exchange, Scope], None],
+        closing: Callable[[], bool],
     ) -> None:
         self._app, self._on_start, self._on_end = app, on_start, on_end
+        self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,7 +54,11 @@ class Exchanges:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                # Of others the body may be on its way: closing would lose them the answer.
+                if exchange.choices and self._closing():
+                    headers["connection"] = "close"
             await send(message)
 
         self._on_start()

@@ -14,7 +14,7 @@ from glm_portable.serve.service import Service
 _CHECK = {
     "name": "check",
     "in": "query",
-    "description": "numerics: also compute a fixed text and compare it with the first time.",
+    "description": "numerics: also compare a text's numbers, and the weights, with the first time.",
     "schema": {"enum": ["numerics"]},
 }
 

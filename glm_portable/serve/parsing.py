@@ -119,14 +119,22 @@ class Parser:
     @property
     def reasoning(self) -> bool:
         """Whether what comes next belongs to the thinking, as far as is known."""
-        return self._kind is Reasoning or (self._state == self._start and self._starts_in_reasoning)
+        return self._kind is Reasoning or (self._starts_in_reasoning and self._state == self._start)
+
+    @property
+    def called(self) -> bool:
+        """Whether a call has begun."""
+        return self._call is not None or self._calls > 0
 
     def feed(self, text: str) -> list[Event]:
         """Take the next piece of generated text; return what it settled."""
-        self._buffer += text
-        while self._state():
-            pass
-        self._buffer, self._at = self._buffer[self._at :], 0
+        if self._buffer or "<" in text or self._state != self._text:
+            self._buffer += text
+            while self._state():
+                pass
+            self._buffer, self._at = self._buffer[self._at :], 0
+        else:  # most pieces: they take a fraction of the time
+            self._write(text)
         events, self._events = self._events, []
         return events
 
@@ -142,9 +150,6 @@ class Parser:
 
     def _take(self, tags: _Tags) -> tuple[str, str | None]:
         """Consume the text up to the first tag and the tag; without one, all sure text."""
-        if "<" not in self._buffer:  # of most pieces: they take a fraction of the time
-            text, self._at = self._buffer[self._at :], len(self._buffer)
-            return text, None
         found = tags.search(self._buffer, self._at)
         if found:
             text, self._at = self._buffer[self._at : found.start()], found.end()
@@ -178,12 +183,13 @@ class Parser:
         if not self._begun:
             text = text.lstrip(SPACE)
         visible = text.rstrip(SPACE)
+        tail = text[len(visible) :]
         if visible:
             self._events.append(self._kind("".join([*self._space, visible])))
             self._begun, self._space = True, []
             self._tail_counts = self._kind is Content
-        if len(visible) < len(text):
-            self._space.append(text[len(visible) :])
+        if tail:
+            self._space.append(tail)
 
     def _to_content(self) -> None:
         if self._kind is Reasoning:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -81,7 +82,10 @@ def run(
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with a drain that keeps answering: /health and new requests get 503 meanwhile."""
+    """uvicorn, with a drain that keeps answering.
+
+    /health gets 503 from its start, new requests once `drain_delay_s` is over.
+    """
 
     def __init__(self, service: Service, on_ready: Callable[[str], None]) -> None:
         settings = service.settings
@@ -118,24 +122,29 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends at once."""
+        """The first signal drains, the second ends at once. Ctrl-C waits for no router."""
         if self._service.draining:
             self.force_exit = self.should_exit = True
-        self.drain()
+        self.drain(self._service.settings.drain_delay_s if sig == signal.SIGTERM else 0.0)
 
-    def drain(self) -> None:
-        """Take no new requests, and exit when the running ones are done. Thread-safe."""
-        if not self._service.draining:
-            self._service.draining = True
-            self._deadline = time.monotonic() + self._service.settings.drain_grace_s
+    def drain(self, delay_s: float = 0.0) -> None:
+        """Take no new requests after `delay_s`, and exit when the running ones are done.
+
+        Thread-safe. A later call can only bring the end forward.
+        """
+        refuse_from = time.monotonic() + delay_s
+        if refuse_from < self._service.refuse_from:
+            self._service.refuse_from = refuse_from
+            self._deadline = refuse_from + self._service.settings.drain_grace_s
             # A signal comes in the middle of any request's work.
             extra = {"request_id": ""}
             log.info("draining: %d requests are running", len(self._service.running), extra=extra)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
-        late = time.monotonic() > self._deadline
-        idle = self._service.draining and not self.server_state.tasks
+        now = time.monotonic()
+        late = now > self._deadline
+        idle = now >= self._service.refuse_from and not self.server_state.tasks
         return await super().on_tick(counter) or late or idle
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

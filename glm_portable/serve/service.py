@@ -1,5 +1,6 @@
 """What the endpoints share: the model's parts, the settings, and whether requests are welcome."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -29,8 +30,9 @@ COUNTED = 2**20
 
 @dataclass
 class Service:
-    """A model being served. `running` and `draining` are touched on the event loop alone.
+    """A model being served. `running` and `refuse_from` are touched on the event loop alone.
 
+    refuse_from: `time.monotonic()` from which no new requests are taken; the server ends then.
     max_model_len: tokens of prompt and answer together. call_format: how the model writes calls.
     observed: the engine's observer, if it has one. cache_config: what /metrics says of the cache.
     tracing: None if there is none. remote: the engine once more, if it is in another process, and
@@ -48,13 +50,18 @@ class Service:
     tracing: Tracing | None = None
     remote: EngineClient | None = None
     engine_pid: int | None = None
-    draining: bool = False
+    refuse_from: float = float("inf")
     running: set[Generation] = field(default_factory=set)
     grammars: Compiler = field(init=False)
 
     def __post_init__(self) -> None:
         self.grammars = Compiler(self.tokenizer)
         self.self_test = SelfTest.of(self.tokenizer, self.max_model_len)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the end is near: routers are to send requests elsewhere."""
+        return self.refuse_from < float("inf")
 
     @property
     def prompt_limit(self) -> Limit:
@@ -80,7 +87,8 @@ class Service:
 
     def admit(self) -> None:
         """Raises ApiError when the server takes no more requests: 503, or 429 for now."""
-        self.check_draining()
+        if time.monotonic() >= self.refuse_from:
+            raise _ending()
         self._check_queue()
 
     def _check_queue(self) -> None:
@@ -101,9 +109,9 @@ class Service:
             raise unhealthy(self.self_test.failure)
 
     def check_draining(self) -> None:
-        """Raises ApiError (503) when the server is ending."""
+        """Raises ApiError (503) when the server is to end, also while it still takes requests."""
         if self.draining:
-            raise unavailable("The server is shutting down.")
+            raise _ending()
 
     def model(self, name: str | None) -> str:
         """The name to answer under. Raises ApiError (404) for a model that is not served."""
@@ -123,8 +131,13 @@ class Service:
     def generate(self, jobs: Sequence[Job]) -> Generation:
         """Start the choices of one request. Raises ApiError if the engine refuses one."""
         self._check_queue()  # again: others came while the request was read and rendered
-        timeout_s = self.settings.request_timeout_s
-        generation = Generation(self.engine, jobs, self.running, timeout_s)
+        generation = Generation(
+            self.engine,
+            jobs,
+            self.running,
+            self.settings.request_timeout_s,
+            self.settings.stream_interval,
+        )
         try:
             generation.start()
         except UsageError as error:
@@ -137,3 +150,7 @@ class Service:
         """End every running request with an error its client can see."""
         for generation in self.running:
             generation.abort()
+
+
+def _ending() -> ApiError:
+    return unavailable("The server is shutting down.")

@@ -17,11 +17,13 @@ class ServerSettings:
     allowed_origins: web pages (CORS) that may call the server; "*" for all.
     header_timeout_s, body_timeout_s: a client slower than this is disconnected.
     write_timeout_s: so is one that takes nothing of its answer for so long.
+    stream_interval: tokens that an answer gathers before it goes on, after the first.
     request_timeout_s: an answer that takes longer ends in an error; None for no limit.
     max_queue: waiting requests above which new ones get 429; None for no limit.
     rate_limit: requests a minute of one API key, or of one address; None for no limit.
     ssl_certfile, ssl_keyfile: PEM files; with them the server speaks HTTPS.
-    drain_grace_s: after SIGTERM, how long running requests may take to finish.
+    drain_delay_s: after SIGTERM, how long requests are still taken, while /health is 503 already.
+    drain_grace_s: after that, how long running requests may take to finish.
     sampling: for what a request leaves out (a checkpoint's generation_config.json).
     """
 
@@ -35,11 +37,13 @@ class ServerSettings:
     body_timeout_s: float = 60.0
     write_timeout_s: float = 60.0
     keep_alive_s: int = 5
+    stream_interval: int = 1
     request_timeout_s: float | None = None
     max_queue: int | None = None
     rate_limit: int | None = None
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
+    drain_delay_s: float = 0.0
     drain_grace_s: float = 30.0
     sampling: SamplingParams = SamplingParams()
 
@@ -52,9 +56,12 @@ class ServerSettings:
             raise UsageError(f"port {self.port} is not between 0 and 65535.")
         for name in ("max_body_bytes", "header_timeout_s", "body_timeout_s", "write_timeout_s"):
             self._check_positive(name)
+        self._check_positive("stream_interval")
         for name in ("request_timeout_s", "max_queue", "rate_limit"):
             if getattr(self, name) is not None:
                 self._check_positive(name)
+        if not 0 <= self.drain_delay_s < float("inf"):
+            raise UsageError(f"drain_delay_s is {self.drain_delay_s}; it must be 0 or above.")
         self._check_certificate()
 
     def _check_positive(self, name: str) -> None:

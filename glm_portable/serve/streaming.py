@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 from fastapi import Response
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
@@ -44,9 +45,13 @@ class ClientGone(Exception):
     """The client disconnected; nobody reads an answer."""
 
 
+_encode_text: Callable[[str], bytes] = msgspec.json.Encoder().encode
+"""In a third of the time that `to_json` takes for a few letters."""
+
+
 def encode(content: Any) -> bytes:
     """Compact JSON on one line, as UTF-8."""
-    line = to_json(content)
+    line = _encode_text(content) if isinstance(content, str) else to_json(content)
     if not line.isascii():
         for text, escaped in _LINE_BREAKS:
             line = line.replace(text, escaped)
@@ -62,9 +67,9 @@ def event(content: Any, name: str = "") -> bytes:
 class TextEvent:
     """An event that is made again and again with another text: the rest is encoded once."""
 
-    def __init__(self, content: Callable[[str], Any]) -> None:
+    def __init__(self, content: Callable[[str], Any], name: str = "") -> None:
         """content: what the event says, with the given text at one place."""
-        self._before, self._after = event(content(_PLACE)).split(encode(_PLACE))
+        self._before, self._after = event(content(_PLACE), name).split(encode(_PLACE))
 
     def of(self, text: str) -> bytes:
         return self._before + encode(text) + self._after
@@ -166,17 +171,16 @@ class EventStream(Response):
         if pieces is not None:
             self._generation.take_now = partial(self._take_now, pieces)
         try:
-            self._add(self._answer.opening())
+            self._ready += self._encoded(self._answer.opening())
             while await self._generation.wait():
                 for index, delta in self._generation.arrived():
                     if delta.prompt_logprobs:  # of up to a whole window
-                        await asyncio.to_thread(self._take, index, delta)
+                        self._ready += await asyncio.to_thread(self._take, index, delta)
                     else:
-                        self._take(index, delta)
+                        self._ready += self._take(index, delta)
                     if len(self._ready) >= _MOST_TOGETHER:
                         await flush()
-            self._add(self._answer.ending())
-            self._ready.append(self.end)
+            self._ready += [*self._encoded(self._answer.ending()), self.end]
         except ApiError as error:
             note_error(error.code)
             self._ready.append(self.error(error))
@@ -187,11 +191,11 @@ class EventStream(Response):
         body = b"".join(self._ready)
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _add(self, chunks: Iterable[Chunk]) -> None:
-        self._ready += [c if isinstance(c, bytes) else self.chunk(c) for c in chunks]
+    def _take(self, index: int, delta: Delta) -> list[bytes]:
+        return self._encoded(self._answer.take(index, delta))
 
-    def _take(self, index: int, delta: Delta) -> None:
-        self._add(self._answer.take(index, delta))
+    def _encoded(self, chunks: Iterable[Chunk]) -> list[bytes]:
+        return [chunk if isinstance(chunk, bytes) else self.chunk(chunk) for chunk in chunks]
 
     async def _flush(self, send: Send, pieces: Pieces | None) -> None:
         """Events that came together go out together: a write costs more than making an event."""
@@ -209,8 +213,7 @@ class EventStream(Response):
         """While the stream waits, with nothing ready."""
         if not pieces.writable:
             return False
-        self._take(index, delta)
-        if self._ready:
-            pieces.write_piece(b"".join(self._ready))
-            self._ready.clear()
+        events = self._take(index, delta)
+        if events:
+            pieces.write_piece(b"".join(events))
         return True

@@ -18,6 +18,9 @@ from typing import Any
 SPACE = " \t\r\n"
 """What counts as whitespace around tags: JSON's, so a Chinese paragraph keeps its U+3000 indent."""
 
+_MAX_DEPTH = 128
+"""Of a value, around which an answer adds some levels; its encoder stops at 255."""
+
 _UNKNOWN: frozenset[str] = frozenset()
 _STRING = frozenset({"string"})
 
@@ -160,14 +163,20 @@ def _follow(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, 
 def kinds_of_json(text: str) -> frozenset[str]:
     """The JSON types of a text; empty if it is none, or holds what an answer could not carry.
 
-    That is NaN, infinite numbers (1e400 is one) and lone surrogates.
+    That is NaN, infinite numbers (1e400 is one), lone surrogates and absurd depth.
     """
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return _kinds(value) if _depth(value) <= _MAX_DEPTH else _UNKNOWN
     except (ValueError, RecursionError):  # of wrong JSON, wrong numbers and wrong characters
         return _UNKNOWN
-    return _kinds(value)
+
+
+def _depth(value: Any) -> int:
+    """How many arrays and objects are around its innermost value."""
+    inner = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
 
 
 def _kinds(value: Any) -> frozenset[str]:

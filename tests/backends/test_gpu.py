@@ -10,6 +10,7 @@ from glm_portable import ops
 from glm_portable.backends import rocm
 from glm_portable.backends._gpu import GpuOps, check_torch, to_dialect
 from glm_portable.errors import UsageError
+from glm_portable.kernels.launch import jit
 from glm_portable.kernels.target import Target
 from glm_portable.verify.cases.data import quantised
 
@@ -151,3 +152,11 @@ def test_fp8_columns_are_filled_up_to_a_multiple_of_16(columns: int) -> None:
     assert data.shape == (1, 64, -(-columns // 16) * 16) and data.is_contiguous()
     assert torch.equal(packed.data.float(), w.data.float())
     assert not data[0, :, columns:].view(torch.uint8).any()
+
+
+def test_both_promise_rows_alike_in_deterministic_inference() -> None:
+    for name, arch in (("rocm", "gfx942"), ("cuda", "sm_90")):
+        usual = GpuOps(name, torch.device("cpu"), Target(arch), jit)
+        found = ops.promising(usual)
+        assert getattr(found, "batch_invariant") and not hasattr(usual, "batch_invariant")  # noqa: B009  # no attribute of Ops
+        assert isinstance(found, GpuOps) and (found.name, found.target) == (name, usual.target)

@@ -8,11 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from glm_portable.engine import core
+from glm_portable.engine.acceptance import accept
 from glm_portable.engine.engine import Completion, Engine
 from glm_portable.engine.limits import EngineLimits
 from glm_portable.engine.types import SamplingParams
 from glm_portable.glm import GLM
+from tests.engine import fake_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, logprobs=3, ignore_eos=True)
 LONG = replace(GREEDY, max_tokens=24)
@@ -151,3 +155,35 @@ def test_units_are_for_backends_that_promise_nothing() -> None:
     assert limits.enable_deterministic_inference and limits.batch_invariant and limits.unit == 0
     others = replace(limits, batch_invariant=False, max_num_batched_tokens=64)
     assert isinstance(others, EngineLimits) and others.unit == 64
+
+
+class OnChip(Tensor):
+    """A tensor that is not on the host until it is brought there."""
+
+    def cpu(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+class ModelOnChip(fake_model.FakeModel):
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        return super().logits(hidden_TD).as_subclass(OnChip)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("batch_invariant", [True, False])
+def test_rows_are_sampled_on_the_host_where_the_chip_sums_by_their_number(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool, batch_invariant: bool
+) -> None:
+    seen: list[type[Tensor]] = []
+
+    def noted(turns: Any, logits_RV: Tensor, vocab_size: int) -> None:
+        seen.append(type(logits_RV))
+        accept(turns, logits_RV.as_subclass(Tensor), vocab_size)
+
+    monkeypatch.setattr(core, "accept", noted)
+    options = {"batch_invariant": batch_invariant, "max_num_batched_tokens": 64}
+    engine = fake_model.core(ModelOnChip(), enable_deterministic_inference=deterministic, **options)
+    for name in "ab":
+        engine.add(fake_model.request(name, [3, 4], DRAWN, lambda delta: None, 4))
+    engine.step()
+    assert seen == [Tensor if deterministic and batch_invariant else OnChip]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -22,6 +22,8 @@ from glm_portable.serve.server import Server, bind
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
 from glm_portable.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 WINDOW = 512
 WAIT_S = 20.0
@@ -84,13 +86,13 @@ def scores_of(prompt_ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
     return tuple(found)
 
 
-def on_the_loop(on_delta: Callable[[Delta], None]) -> Callable[[Delta], None]:
-    """For a thread that generates: has the running loop call `on_delta`."""
+def on_the_loop(receive: Callable[[T], None]) -> Callable[[T], None]:
+    """For a thread that generates: has the running loop call `receive`."""
     loop = asyncio.get_running_loop()
 
-    def send(delta: Delta) -> None:
+    def send(item: T) -> None:
         with suppress(RuntimeError):  # the server has ended, so nobody is waiting
-            loop.call_soon_threadsafe(on_delta, delta)
+            loop.call_soon_threadsafe(receive, item)
 
     return send
 
@@ -109,6 +111,9 @@ class Threaded:
         **options: Any,
     ) -> Any:
         return self._engine.submit(prompt_ids, params, on_the_loop(on_delta), **options)
+
+    def examine(self, on_result: Callable[[str | None], None]) -> None:
+        self._engine.examine(on_the_loop(on_result))
 
 
 class FakeEngine:
@@ -135,6 +140,7 @@ class FakeEngine:
         )
         self.script: Script = lambda request: says("Hello there.")
         self.requests: list[Submitted] = []
+        self.fault: str | None = None
         self._arrived = threading.Condition()
 
     def submit(
@@ -157,6 +163,9 @@ class FakeEngine:
             number = len(self.requests) - 1
         threading.Thread(target=self._answer, args=[request], daemon=True).start()
         return number
+
+    def examine(self, on_result: Callable[[str | None], None]) -> None:
+        asyncio.get_running_loop().call_soon(on_result, self.fault)
 
     def cancel(self, request_id: int) -> None:
         self.requests[request_id].cancelled.set()

@@ -129,7 +129,7 @@ def test_the_client_puts_a_stream_together_as_the_whole(
     assert whole._request_id
 
 
-@pytest.mark.parametrize("value", [r'["\ud800"]', "1e400"])
+@pytest.mark.parametrize("value", [r'["\ud800"]', "1e400", "[" * 253 + "]" * 253])
 def test_the_input_of_a_call_is_json_whatever_the_model_writes(
     server: Running, http: httpx.Client, value: str
 ) -> None:
@@ -277,7 +277,8 @@ def error_of(response: httpx.Response, status: int, kind: str) -> str:
         ),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "'document'"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search_20250305"),
-        ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools"),
+        ({"mcp_servers": [{"type": "url", "name": "x"}]}, "mcp_servers is not supported"),
+        ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].function.name holds"),
         ({"tool_choice": {"type": "any"}}, "needs tools"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "x"}}, "'x'"),
         ({"tool_choice": "auto"}, "tool_choice"),

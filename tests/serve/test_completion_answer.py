@@ -95,6 +95,14 @@ def test_a_stream_adds_up_to_the_whole(server: Running, client: openai.OpenAI) -
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+def test_the_tokens_of_a_stream_are_counted(server: Running, client: openai.OpenAI) -> None:
+    """Also in pieces that are nothing but text."""
+    text = "Hé🙂, all of you!"
+    server.engine.script = lambda request: says(text)
+    chunks = list(complete(client, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage.completion_tokens == len(TOKENIZER.encode(text)) + 1
+
+
 def test_the_stop_that_ended_it_is_named(server: Running, http: httpx.Client) -> None:
     def stopped(request: Any) -> Any:
         last = says("")[-1]

@@ -103,6 +103,7 @@ TAKEN: dict[str, list[dict[str, Any]]] = {
     COMPLETIONS: [{"prompt": [[5], [6, 7.0]]}, {"min_tokens": 16}, *FORMATS],
     MESSAGES: [
         {"system": None}, {"thinking": {"type": "between_tools"}}, {"tools": [TOOL]},
+        {"mcp_servers": None}, {"mcp_servers": []},
         {"tools": [{**TOOL, "strict": None, "type": None, "description": None}]},
         {"tools": [TOOL], "tool_choice": {"type": "any", "disable_parallel_tool_use": None}},
         {"chat_template_kwargs": {"thinking": True}},
@@ -140,6 +141,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     MESSAGES: [
         {"messages": [{"role": "user"}]}, {"messages": [{"role": "user", "content": None}]},
         {"thinking": {}}, {"tools": [{"name": "f"}]}, {"tools": [{**TOOL, "input_schema": None}]},
+        {"mcp_servers": [{}]}, {"mcp_servers": "a"},
         {"tools": [{**TOOL, "strict": 1}]}, {"tools": [{**TOOL, "name": "f\x1c"}]},
         {"tools": [TOOL], "tool_choice": {"type": "tool", "name": ""}},
         {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x" * 129}},

@@ -73,6 +73,19 @@ def test_every_list_has_an_entry_a_token(server: Running, http: httpx.Client) ->
         assert top[token] == logprob and len(top) == 2
 
 
+def test_offsets_are_of_the_text_that_is_shown(server: Running, http: httpx.Client) -> None:
+    """Control tokens are in the prompt's text, but not in that of an answer that goes on."""
+    first, second = says("ab", size=9), says("cd", size=9)
+    first[-1] = replace(first[-1], finish_reason=None)  # an end-of-text that ends nothing
+    server.engine.script = lambda request: first + second
+    choice = score(http, "<|user|>Hi")["choices"][0]
+    assert choice["text"] == "<|user|>Hiabcd"
+    pairs = zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True)
+    shown = [(token, at) for token, at in pairs if not token.startswith("<|end")]
+    assert "".join(token for token, _ in shown) == choice["text"]
+    assert all(choice["text"].startswith(token, at) for token, at in shown)
+
+
 def test_parts_of_one_character_do_not_collide() -> None:
     ids = range(TOKENIZER.vocab_size + 3)  # the last three have no text
     found = CompletionLogprobs(TOKENIZER).prompt(ids, scores_of(ids), 2)

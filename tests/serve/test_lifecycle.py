@@ -1,5 +1,6 @@
 """Clients that leave, clients that stall, and the end of the server."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -161,6 +162,48 @@ def test_an_idle_server_ends_at_once() -> None:
             running.join()
 
 
+def test_requests_are_served_while_routers_learn_of_the_end() -> None:
+    with fake_server(drain_delay_s=10 * WAIT_S) as running:
+        with httpx.Client(base_url=running.url, timeout=WAIT_S) as client:
+            answer = client.post(CHAT, json={"messages": HI})
+            assert "connection" not in answer.headers
+            running.server.handle_exit(signal.SIGTERM, None)
+            for path in ("/health", "/ready", "/health?check=numerics"):
+                assert client.get(path).status_code == 503
+            assert client.get("/live").status_code == 200
+            for stream in (False, True):
+                answer = client.post(CHAT, json={"messages": HI, "stream": stream})
+                assert answer.status_code == 200
+                assert answer.headers["connection"] == "close"  # the next goes to another server
+        idle = asyncio.run(running.server.on_tick(1))
+        assert not idle and running.thread.is_alive()
+        running.server.drain()  # as when the engine ends
+        running.join()
+        assert not running.server.cut_off
+
+
+def test_the_delay_ends() -> None:
+    with fake_server(drain_delay_s=0.1) as running:
+        with streaming(running) as (request, lines):
+            running.engine.script = lambda request: says("Hello there.")
+            running.server.handle_exit(signal.SIGTERM, None)
+            while (answer := httpx.post(running.url + CHAT, json={"messages": HI})).is_success:
+                pass  # it is not over yet
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+            request.send(says("")[-1])
+            assert "data: [DONE]" in list(lines)
+        running.join()
+        assert not running.server.cut_off
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_ctrl_c_and_a_second_signal_do_not_wait_for_routers(numbers: list[int]) -> None:
+    with fake_server(drain_delay_s=10 * WAIT_S) as running:
+        for number in numbers:
+            running.server.handle_exit(number, None)
+        running.join()
+
+
 @pytest.fixture
 def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The server as a process of its own; its engine answers with one token, then nothing."""
@@ -223,7 +266,15 @@ def test_an_address_of_another_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"served_model_names": ()}, {"api_keys": ("",)}, {"port": 70000}, {"port": -1}]
+    "wrong",
+    [
+        {"served_model_names": ()},
+        {"api_keys": ("",)},
+        {"port": 70000},
+        {"port": -1},
+        {"drain_delay_s": -1.0},
+        {"drain_delay_s": float("inf")},
+    ],
 )
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -305,7 +305,7 @@ def test_wrong_certificates(certificate: tuple[Path, Path], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"max_queue": 0}, {"rate_limit": -1}, {"request_timeout_s": 0.0}),
+        *({"max_queue": 0}, {"stream_interval": 0}, {"rate_limit": -1}, {"request_timeout_s": 0.0}),
         *({"request_timeout_s": float("nan")}, {"max_body_bytes": 0}, {"write_timeout_s": -1.0}),
     ],
 )
@@ -339,10 +339,12 @@ def test_the_command_line(settings_of: Callable[..., ServerSettings], tmp_path: 
     keys.write_text("# mine\nfirst\n\n  second  \n", encoding="utf-8")
     line = f"--api-key zero --api-key-file {keys} --max-queued-requests 7 --rate-limit 60"
     line += " --request-timeout 30 --max-body-size 1000 --write-timeout 5 --allow-origins a"
+    line += " --stream-interval 4"
     found = settings_of(*line.split(), "--allowed-origins", '["b", "*"]')
     assert found.api_keys == ("zero", "first", "second")
     assert (found.max_queue, found.rate_limit, found.request_timeout_s) == (7, 60, 30)
     assert (found.max_body_bytes, found.write_timeout_s) == (1000, 5)
+    assert found.stream_interval == 4
     assert found.allowed_origins == ("a", "b", "*")
     assert settings_of(env={"GLM_PORTABLE_API_KEY": "secret"}).api_keys == ("secret",)
     assert settings_of(env={"GLM_PORTABLE_MAX_QUEUE": "3"}).max_queue == 3

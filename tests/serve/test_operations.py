@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from glm_portable import GLM
 from glm_portable.engine.engine import Engine
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
@@ -17,6 +18,7 @@ from glm_portable.serve.settings import ServerSettings
 from tests.engine.fake_model import FakeModel, Words, limits
 from tests.serve.conversation import HI
 from tests.serve.fake_engine import (
+    WAIT_S,
     FakeEngine,
     Running,
     Threaded,
@@ -145,6 +147,51 @@ def test_the_self_test_over_a_real_engine() -> None:
         running.service.engine = FakeEngine()
 
 
+def test_weights_that_changed_are_named_while_requests_run() -> None:
+    """One expert of the pocket model, which the text of the self-test may not visit."""
+    glm = GLM.load(backend="reference", dtype="float32")
+    moe = glm.model.layers[-1].moe
+    assert moe is not None
+    down, whole = moe.down.data[3], moe.down.data[3].clone()
+    capacity = glm.limits(memory_bytes=2**26, max_model_len=512)
+    with Engine(glm.model, glm.tokenizer, capacity) as engine, fake_server() as running:
+        running.service.engine = Threaded(engine)
+        minutes = iter(range(0, 10**6, 60))
+        text = glm.tokenizer.encode("I am GLM")
+        running.service.self_test = SelfTest(text, clock=minutes.__next__)
+        running.service.self_test.record(engine)
+        ended = threading.Event()
+        other = SamplingParams(temperature=0, ignore_eos=True, max_tokens=400)
+        number = engine.submit(text, other, lambda d: ended.set() if d.finish_reason else None)
+
+        def check() -> httpx.Response:
+            return httpx.get(f"{running.url}/health?check=numerics", timeout=WAIT_S)
+
+        assert check().status_code == 200
+        down.zero_()
+        failed = check()
+        name = f"expert 3 of layers[{len(glm.model.layers) - 1}].moe.down.data"
+        assert failed.status_code == 503 and f"{name} has changed" in failed.text
+        assert httpx.get(f"{running.url}/health").status_code == 503
+        down.copy_(whole)
+        assert check().status_code == 200
+        assert not ended.is_set(), "all of this was while a request ran"
+        engine.cancel(number)
+        assert ended.wait(WAIT_S)
+        running.service.engine = FakeEngine()
+
+
+def test_a_fault_of_the_weights_fails_the_self_test_by_itself() -> None:
+    with fake_server() as running, httpx.Client(base_url=running.url) as http:
+        running.service.self_test = SelfTest([1], clock=iter(range(0, 600, 60)).__next__)
+        running.engine.script = lambda request: numbers(0)
+        running.engine.fault = "norm has changed since the start"
+        answer = http.get("/health?check=numerics")
+        assert answer.status_code == 503
+        said = "The self-test failed: norm has changed since the start."
+        assert answer.json()["error"]["message"] == said
+
+
 def test_a_model_without_finite_numbers_does_not_start() -> None:
     model = Spoilt()
     model.wrong = None
@@ -176,8 +223,11 @@ def test_while_the_model_loads_the_port_says_so() -> None:
         for answer in (httpx.get(f"{url}/ready"), httpx.post(url + CHAT, json={"messages": HI})):
             assert answer.status_code == 503
             assert answer.json()["error"]["code"] == "loading"
-            assert answer.headers["retry-after"]
+            assert answer.headers["retry-after"] and answer.headers["x-request-id"]
         assert httpx.head(f"{url}/health").status_code == 503
+        message = httpx.post(f"{url}/v1/messages", headers={"x-request-id": "a"}, json={})
+        assert message.json()["error"]["type"] == "overloaded_error"
+        assert message.headers["request-id"] == message.headers["x-request-id"] == "a"
     sock.close()
 
 

@@ -12,7 +12,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glm_portable.engine.types import Delta
-from glm_portable.serve.answer import Answer
 from glm_portable.serve.streaming import TextEvent, encode, event
 from tests.serve.conversation import CALL, HI, THOUGHT, WEATHER
 from tests.serve.fake_engine import Running, says
@@ -52,14 +51,21 @@ def test_only_the_text_of_an_event_changes(texts: list[str], model: str, key: st
         assert made.of(text) == event(chunk(text))
 
 
+ENDS = ("data: [DONE]", "event: message_stop", "event: response.completed")
+
+
 def streamed(http: httpx.Client, path: str, body: dict[str, Any]) -> str:
     """The events, without what is another in each answer."""
     answer = http.post(path, json=body | {"stream": True})
-    assert answer.status_code == 200 and answer.text.endswith("data: [DONE]\n\n")
-    text = re.sub(r'"id":"[a-z]+[-_][0-9a-f]+"', '"id":""', answer.text)
-    return re.sub(r'"created":[0-9]+', '"created":0', text)
+    assert answer.status_code == 200
+    assert any(end in answer.text.rstrip().split("\n\n")[-1] for end in ENDS)
+    text = re.sub(r'"((item_|call_)?id)":"[a-z]+[-_][0-9a-f]+"', r'"\1":""', answer.text)
+    return re.sub(r'"((created|completed)(_at)?)":[0-9]+', r'"\1":0', text)
 
 
+FUNCTION: Any = WEATHER["function"]
+ANTHROPIC_WEATHER = {"name": "get_weather", "input_schema": FUNCTION["parameters"]}
+RESPONSES_WEATHER = {"type": "function"} | FUNCTION
 USAGE = {"include_usage": True}
 EVERY_USAGE = USAGE | {"continuous_usage_stats": True}
 
@@ -76,6 +82,10 @@ EVERY_USAGE = USAGE | {"continuous_usage_stats": True}
         ("/v1/completions", {"prompt": "One", "stream_options": EVERY_USAGE}),
         ("/v1/completions", {"prompt": "One", "echo": True}),
         ("/v1/completions", {"prompt": "One", "logprobs": 1}),
+        ("/v1/messages", {"messages": HI, "max_tokens": 99, "thinking": {"type": "adaptive"}}),
+        ("/v1/messages", {"messages": HI, "max_tokens": 99, "tools": [ANTHROPIC_WEATHER]}),
+        ("/v1/responses", {"input": HI}),
+        ("/v1/responses", {"input": HI, "tools": [RESPONSES_WEATHER]}),
     ],
 )
 @pytest.mark.parametrize("size", [1, 3])
@@ -91,10 +101,14 @@ def test_a_chunk_with_nothing_but_text_is_like_any_other(
     server.engine.script = lambda request: says(text, size=size)
     short = streamed(http, path, body)
 
-    def whole(self: Answer, kind: Any, text: str, chunk: Callable[[str], Any]) -> Any:
-        return chunk(text)
+    def keep(self: Any, content: Callable[[str], Any], name: str = "") -> None:
+        self.content, self.name = content, name
 
-    monkeypatch.setattr(Answer, "text_chunk", whole)
+    def encode_all(self: Any, text: str) -> bytes:
+        return event(self.content(text), self.name)
+
+    monkeypatch.setattr(TextEvent, "__init__", keep)
+    monkeypatch.setattr(TextEvent, "of", encode_all)
     # The choices of one request come in any order.
     assert sorted(short.split("\n\n")) == sorted(streamed(http, path, body).split("\n\n"))
 

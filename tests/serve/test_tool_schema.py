@@ -104,7 +104,10 @@ def test_otherwise_json_if_it_is_json(schema: Any, text: str, value: Any) -> Non
     assert encode(schema, text) == value
 
 
-@pytest.mark.parametrize("text", ["NaN", "[-Infinity]", "1e400", r'["\ud800"]', r'{"\udfff": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["NaN", "[-Infinity]", "1e400", r'["\ud800"]', r'{"\udfff": 1}', "[" * 200 + "]" * 200],
+)
 @pytest.mark.parametrize("schema", [{"type": ["array", "number"]}, {}])
 def test_what_no_json_or_utf8_can_carry_is_text(schema: Any, text: str) -> None:
     assert encode(schema, text) == text

@@ -12,6 +12,7 @@ from rich.table import Table
 from glm_portable.bench.host.load import Load
 from glm_portable.bench.host.measure import COLUMNS, build_step, engine_alone, served
 from glm_portable.bench.host.null import LAYERS, VOCABULARY, null_tokenizer
+from glm_portable.bench.host.server import run_null_server
 from glm_portable.errors import UsageError
 from glm_portable.tokenizer import Tokenizer
 
@@ -32,11 +33,7 @@ def run_bench_host(
     console: Console | None = None,
 ) -> None:
     """Print microseconds a step. Raises UsageError for bad input."""
-    if min(sequences) < 1 or input_len < 1 or steps < 10 or step_ms <= 0:
-        raise UsageError(
-            "--sequences and --input-len must be at least 1, --steps at least 10, and --step-ms "
-            "above 0."
-        )
+    _check(sequences, input_len, steps, step_ms)
     console = console or Console(width=_WIDTH)
     torch.set_num_threads(1)  # beside an accelerator nothing here is worth two threads
     tokenizer = null_tokenizer()
@@ -52,6 +49,22 @@ def run_bench_host(
     if json_path is not None:
         setup = {"step_ms": step_ms, "input_len": input_len, "vocabulary": VOCABULARY}
         json_path.write_text(json.dumps(setup | found, indent=1) + "\n", encoding="utf-8")
+
+
+def serve_null(
+    sequences: Sequence[int], port: int, *, input_len: int, steps: int, step_ms: float, **_: object
+) -> int:
+    """Serve the model that computes nothing until a signal; the exit code. Raises UsageError."""
+    _check(sequences, input_len, steps, step_ms)
+    return run_null_server(Load(max(sequences), input_len, steps), step_ms / 1000, port)
+
+
+def _check(sequences: Sequence[int], input_len: int, steps: int, step_ms: float) -> None:
+    if min(sequences) < 1 or input_len < 1 or steps < 10 or step_ms <= 0:
+        raise UsageError(
+            "--sequences and --input-len must be at least 1, --steps at least 10, and --step-ms "
+            "above 0."
+        )
 
 
 def _column(load: Load, tokenizer: Tokenizer, step_s: float, arithmetic: bool) -> Column:

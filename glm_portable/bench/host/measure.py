@@ -1,6 +1,7 @@
 """The measurements: the engine alone, building a step, and the engine under the HTTP server."""
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -20,16 +21,18 @@ from glm_portable.bench.host.null import CALLS_ALONE, VOCABULARY, NullModel
 from glm_portable.bench.host.null_engine import EngineFigures, run_null_engine
 from glm_portable.bench.host.watch import Watch
 from glm_portable.engine.engine import Engine
+from glm_portable.engine.stats import EngineStats
 from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.ops import Step
 from glm_portable.serve.app import create_app
 from glm_portable.serve.chat import ChatTemplate
 from glm_portable.serve.remote.client import EngineClient
-from glm_portable.serve.remote.process import start
+from glm_portable.serve.remote.process import EngineProcess, start
 from glm_portable.serve.request_metrics import RequestMetrics
 from glm_portable.serve.server import Server, bind
 from glm_portable.serve.service import Service
 from glm_portable.serve.settings import ServerSettings
+from glm_portable.serve.streaming import PIECES
 from glm_portable.tokenizer import Tokenizer
 
 
@@ -96,12 +99,12 @@ def served(load: Load, tokenizer: Tokenizer, step_s: float, *, socket: bool) -> 
 
     with start(run_null_engine, load, step_s, theirs) as engine:
         theirs.close()
-        observed = RequestMetrics(load.limits.max_model_len)
-        stats = told.recv()
-        client = EngineClient(engine.sock, load.limits, tokenizer.vocab_size, stats, observed)
+        service = service_of(engine, told.recv(), load, tokenizer)
         gate = threading.Thread(target=begin, daemon=True)
         gate.start()
-        (_over_sockets if socket else _in_process)(_service(client, load, tokenizer), load, note)
+        gc.collect()
+        gc.freeze()  # as `glm-portable serve` does
+        (_over_sockets if socket else _in_process)(service, load, note)
         figures: EngineFigures = told.recv()
     return Served(
         added=figures.period - step_s,
@@ -111,9 +114,18 @@ def served(load: Load, tokenizer: Tokenizer, step_s: float, *, socket: bool) -> 
     )
 
 
-def _service(client: EngineClient, load: Load, tokenizer: Tokenizer) -> Service:
-    settings = ServerSettings(port=0, served_model_names=("null",))
+def settings_at(port: int) -> ServerSettings:
+    return ServerSettings(port=port, served_model_names=("null",))
+
+
+def service_of(
+    engine: EngineProcess, stats: EngineStats, load: Load, tokenizer: Tokenizer, port: int = 0
+) -> Service:
+    """What the server serves, over a null engine that has told its first stats."""
+    observed = RequestMetrics(load.limits.max_model_len)
+    client = EngineClient(engine.sock, load.limits, tokenizer.vocab_size, stats, observed)
     chat, window = ChatTemplate(None, tokenizer), load.limits.max_model_len
+    settings = settings_at(port)
     return Service(client, chat, tokenizer, "glm45", window, settings, remote=client)
 
 
@@ -126,6 +138,18 @@ def _body(load: Load, number: int) -> dict[str, Any]:
         "stream_options": {"include_usage": True},
         **load.params,
     }
+
+
+class Nobody:
+    """Takes the pieces of a body, and does nothing with them."""
+
+    writable = True
+
+    async def drain(self) -> None:
+        pass
+
+    def write_piece(self, data: bytes) -> None:
+        pass
 
 
 def _in_process(service: Service, load: Load, note: Callable[[], None]) -> None:
@@ -143,6 +167,7 @@ def _in_process(service: Service, load: Load, note: Callable[[], None]) -> None:
         scope = {
             "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
             "headers": [(b"content-type", b"application/json")],
+            "extensions": {PIECES: Nobody()},
         }  # fmt: skip
         statuses = []
 

@@ -31,11 +31,12 @@ class EngineFigures:
 
 
 def run_null_engine(
-    sock: socket, leash: Leash, load: Load, step_s: float, told: Connection
+    sock: socket, leash: Leash, load: Load, step_s: float, told: Connection, measured: bool = True
 ) -> None:
     """Tells its first stats; when all sequences are in; and figures, when the server has gone.
 
-    The first step waits for an answer to the second of these.
+    The first step waits for an answer to the second of these. Not measured, it tells the first
+    alone and waits for nothing.
     """
     torch.set_num_threads(1)  # beside an accelerator nothing here is worth two threads
     watch, everyone = Watch(time.perf_counter), threading.Event()
@@ -58,8 +59,12 @@ def run_null_engine(
         gc.freeze()
         told.send(engine.stats())
         leash.release()
+        host = EngineHost(engine, sock, Grammars(lambda: vocabulary_of(tokenizer)), observed)
+        if not measured:
+            everyone.set()
+            return host.run()
         threading.Thread(target=open_when_all_are_in, daemon=True).start()
-        EngineHost(engine, sock, Grammars(lambda: vocabulary_of(tokenizer)), observed).run()
+        host.run()
         watch.note_cpu()
         everyone.set()
         thread_s, process_s = watch.cpu_a_step("thread"), watch.cpu_a_step("process")

@@ -3,15 +3,16 @@
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from glm_portable.engine.types import Delta
 from glm_portable.serve.anthropic.errors import error_body
-from glm_portable.serve.blocks import Block, Blocks, Change, Grown, Opened
+from glm_portable.serve.blocks import Block, Blocks, Change, Closed, Grown, Opened
 from glm_portable.serve.conversation import ChatChoice, Conversation
 from glm_portable.serve.errors import ApiError
 from glm_portable.serve.events import Event
-from glm_portable.serve.streaming import Chunk, EventStream, event
+from glm_portable.serve.streaming import Chunk, EventStream, TextEvent, event
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -35,6 +36,7 @@ class MessageAnswer:
     """
 
     stream = MessageEvents
+    _grown: TextEvent
 
     def __init__(self, conversation: Conversation, cache_read: bool) -> None:
         self.generation = conversation.generation
@@ -60,7 +62,12 @@ class MessageAnswer:
             yield {"type": "message_start", "message": self._message([])}
             yield {"type": "ping"}
         for change in self._changes(choice, events):
-            yield from _events(change)
+            if isinstance(change, Opened):
+                self._grown = TextEvent(partial(_grown, change.block), "content_block_delta")
+            if isinstance(change, Grown):
+                yield self._grown.of(change.text)
+            else:
+                yield from _events(change)
 
     def ending(self) -> Iterator[Chunk]:
         ending = _ending(self._conversation.choices[0])
@@ -116,15 +123,20 @@ def _block(block: Block, whole: bool) -> dict[str, Any]:
     return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": arguments}
 
 
-def _events(change: Change) -> list[dict[str, Any]]:
+def _grown(block: Block, text: str) -> dict[str, Any]:
+    kind, field = _DELTAS[block.kind]
+    return {
+        "type": "content_block_delta",
+        "index": block.index,
+        "delta": {"type": kind, field: text},
+    }
+
+
+def _events(change: Opened | Closed) -> list[dict[str, Any]]:
     block, index = change.block, change.block.index
     if isinstance(change, Opened):
         opened = _block(block, whole=False)
         return [{"type": "content_block_start", "index": index, "content_block": opened}]
-    if isinstance(change, Grown):
-        kind, field = _DELTAS[block.kind]
-        delta = {"type": kind, field: change.text}
-        return [{"type": "content_block_delta", "index": index, "delta": delta}]
     signature = {"type": "signature_delta", "signature": ""}
     signed = {"type": "content_block_delta", "index": index, "delta": signature}
     stop = {"type": "content_block_stop", "index": index}

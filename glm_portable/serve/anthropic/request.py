@@ -53,6 +53,12 @@ def _choice(value: Any) -> dict[str, Any] | None:
     return value
 
 
+def _no_servers(value: Any) -> Any:
+    if value not in (None, []):
+        raise ValueError("is not supported: this server calls no others; leave it out")
+    return value
+
+
 class MessagesThinking(Strict):
     """budget_tokens, display and whatever else are not heeded."""
 
@@ -88,6 +94,9 @@ class CountTokensRequest(Extensions):
     ] = None
     thinking: MessagesThinking | None = None
     output_config: OutputConfig | None = None
+    mcp_servers: Annotated[
+        Any, PlainValidator(_no_servers), WithJsonSchema({"enum": [None, []]})
+    ] = None
 
     def chat(self) -> ChatRequest:
         """The same request to /v1/chat/completions. Raises ApiError."""

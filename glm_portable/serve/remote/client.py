@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +16,8 @@ from glm_portable.engine.types import Delta, SamplingParams
 from glm_portable.serve.remote.wire import (
     Cancel,
     Deltas,
+    Examine,
+    Examined,
     FromEngine,
     Message,
     Observe,
@@ -59,6 +62,7 @@ class EngineClient(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._closing, self._closed = False, asyncio.Event()
         self._reported: asyncio.Future[None] | None = None
+        self._examining: deque[Callable[[str | None], None]] = deque()
 
     async def connect(self) -> None:
         """Begin to listen, on the running loop."""
@@ -116,6 +120,13 @@ class EngineClient(asyncio.Protocol):
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._reported), PATIENCE_S)
 
+    def examine(self, on_result: Callable[[str | None], None]) -> None:
+        """As `Engine.examine`, which see; on_result is called on the event loop."""
+        if self.ended or self._transport is None:
+            raise EngineDraining(ENDED)
+        self._send(Examine())
+        self._examining.append(on_result)
+
     def data_received(self, data: bytes) -> None:
         try:
             for message in self._unpacker.feed(data):
@@ -131,18 +142,25 @@ class EngineClient(asyncio.Protocol):
             return
         self.ended = True
         self._report()
-        for number in list(self._receivers):
-            self._deliver(number, Delta(finish_reason="error", error=ENDED))
+        for number, receive in list(self._receivers.items()):
+            self._deliver(number, receive, Delta(finish_reason="error", error=ENDED))
+        while self._examining:
+            self._examining.popleft()("the engine has ended")
         self.on_end()
 
-    def _handle(self, message: Deltas | Report) -> None:
+    def _handle(self, message: Deltas | Report | Examined) -> None:
+        if isinstance(message, Examined):
+            self._examining.popleft()(message.fault)
+            return
         if isinstance(message, Report):
             self.observed.state = message.observed
             self._report()
             return
         self._received, self._stats = message.received, message.stats
         for number, delta in zip(message.numbers, message.deltas, strict=True):
-            self._deliver(number, delta)
+            receive = self._receivers.get(number)
+            if receive is not None:  # None: it was cancelled when this was on its way
+                self._deliver(number, receive, delta)
 
     def _report(self) -> None:
         """Let those go on who wait in `observe`."""
@@ -150,10 +168,7 @@ class EngineClient(asyncio.Protocol):
             self._reported.set_result(None)
             self._reported = None
 
-    def _deliver(self, number: int, delta: Delta) -> None:
-        receive = self._receivers.get(number)
-        if receive is None:
-            return  # it was cancelled when this was on its way
+    def _deliver(self, number: int, receive: Callable[[Delta], None], delta: Delta) -> None:
         if delta.finish_reason is not None:
             del self._receivers[number]
         try:

@@ -14,6 +14,8 @@ from glm_portable.serve.remote.outbox import Outbox
 from glm_portable.serve.remote.wire import (
     Cancel,
     Deltas,
+    Examine,
+    Examined,
     Report,
     Submit,
     ToEngine,
@@ -77,6 +79,8 @@ class EngineHost:
             self._submit(message)
         elif isinstance(message, Cancel):
             self._cancel(message.number)
+        elif isinstance(message, Examine):
+            self._engine.examine(lambda fault: self._outbox.send(pack(Examined(fault))))
         else:
             self._outbox.send(pack(Report(self._observed.state)))
 

@@ -79,6 +79,10 @@ class Observe(Message, tag="observe"):
     """Asks for `Report`."""
 
 
+class Examine(Message, tag="examine"):
+    """Asks for `Examined`."""
+
+
 class Deltas(Message, tag="deltas"):
     """What a step brought, of all requests in it. received: how many were submitted by then."""
 
@@ -92,8 +96,14 @@ class Report(Message, tag="report"):
     observed: Observed
 
 
-ToEngine = Submit | Cancel | Observe
-FromEngine = Deltas | Report
+class Examined(Message, tag="examined"):
+    """What the earliest `Examine` without an answer has found; None is no fault."""
+
+    fault: str | None
+
+
+ToEngine = Submit | Cancel | Observe | Examine
+FromEngine = Deltas | Report | Examined
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -3,16 +3,15 @@
 import itertools
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from glm_portable.engine.types import Delta
-from glm_portable.serve.blocks import Blocks, Closed
+from glm_portable.serve.blocks import Block, Blocks, Closed, Grown, Opened
 from glm_portable.serve.conversation import Conversation
 from glm_portable.serve.errors import ApiError
-from glm_portable.serve.events import Event
 from glm_portable.serve.responses.items import Items, Status
-from glm_portable.serve.streaming import Chunk, EventStream, event
+from glm_portable.serve.streaming import Chunk, EventStream, TextEvent, event
 
 
 class ResponseEvents(EventStream):
@@ -38,6 +37,7 @@ class ResponseAnswer:
     """
 
     stream = ResponseEvents
+    _grown: TextEvent
 
     def __init__(self, conversation: Conversation, shown: dict[str, Any]) -> None:
         self.generation = conversation.generation
@@ -60,9 +60,34 @@ class ResponseAnswer:
         for name in ("response.created", "response.in_progress"):
             yield self._numbered({"type": name, "response": begun})
 
-    def take(self, index: int, delta: Delta) -> Iterable[Chunk]:
+    def take(self, index: int, delta: Delta) -> Iterator[Chunk]:
         _, events, _ = self._conversation.take(index, delta)
-        return map(self._numbered, self._of(events))
+        changes = list(self._blocks.take(events))
+        if self._choice.finish_reason is not None:
+            changes += self._blocks.close()
+        for change in changes:
+            if isinstance(change, Grown):
+                yield self._numbered_text(change.text)
+                continue
+            last = isinstance(change, Closed) and change is changes[-1]
+            status = self._last_status if last else "completed"
+            yield from map(self._numbered, self._items.events(change, status))
+            if isinstance(change, Opened):
+                self._grown = self._events_of(change.block)
+
+    def _events_of(self, block: Block) -> TextEvent:
+        """Those of its growing, without their numbers."""
+
+        def content(text: str) -> dict[str, Any]:
+            [found] = self._items.events(Grown(block, text), "in_progress")
+            return found
+
+        return TextEvent(content, content("")["type"])
+
+    def _numbered_text(self, text: str) -> bytes:
+        """As `_numbered` numbers what is not encoded yet."""
+        unfinished = self._grown.of(text).removesuffix(b"}\n\n")
+        return b'%b,"sequence_number":%d}\n\n' % (unfinished, next(self._numbers))
 
     def ending(self) -> Iterator[Chunk]:
         yield self._last(self._ended())
@@ -78,15 +103,6 @@ class ResponseAnswer:
 
     def _numbered(self, event: dict[str, Any]) -> dict[str, Any]:
         return event | {"sequence_number": next(self._numbers)}
-
-    def _of(self, events: Sequence[Event]) -> Iterator[dict[str, Any]]:
-        """What streams the events of one delta, the last of which closes what is open."""
-        changes = list(self._blocks.take(events))
-        if self._choice.finish_reason is not None:
-            changes += self._blocks.close()
-        for change in changes:
-            last = isinstance(change, Closed) and change is changes[-1]
-            yield from self._items.events(change, self._last_status if last else "completed")
 
     @property
     def _last_status(self) -> Status:

@@ -76,7 +76,8 @@ def ops(
             machine = promising(machine)
         small = only is None and not full and is_slow(virtual)
         cases = chosen(only, full, seed, small)
-        title, checks = _run(machine, cases, virtual, dtype, seed, support, perf)
+        again = virtual is None or enable_deterministic_inference
+        title, checks = _run(machine, cases, again, dtype, seed, support, perf)
     except UsageError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(ENVIRONMENT)
@@ -95,7 +96,7 @@ def _digest(cases: list["Case"], seed: int) -> str:
 def _run(
     machine: "Ops",
     cases: list["Case"],
-    virtual: str | None,
+    again: bool,
     dtype: str,
     seed: int,
     support: bool,
@@ -113,7 +114,7 @@ def _run(
         return "What the backend supports", supported(machine, kind)
     if perf:
         return "Times of the ops", timed(machine, cases, seed, kind)
-    return f"Ops in {DTYPES[dtype]}", check(machine, cases, seed, kind, again=virtual is None)
+    return f"Ops in {DTYPES[dtype]}", check(machine, cases, seed, kind, again)
 
 
 def is_slow(virtual: str | None) -> bool:

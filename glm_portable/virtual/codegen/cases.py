@@ -38,7 +38,9 @@ HIDDEN, HEADS, GROUPS, SIZE, ROTARY, EXPERTS, WIDTH, CHOSEN = 5120, 12, 1, 128, 
 TOKENS = 256
 
 
-Group = Literal["beside peers", "own tiles", "attention", "rows", "all shapes"]
+Group = Literal["beside peers", "own tiles", "attention", "rows", "all shapes", "any tokens"]
+SUMMED: tuple[Group, ...] = ("all shapes", "any tokens")
+"""Groups of so many cases that they share one row with all of their kind."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ def everything(arch: str) -> Iterator[Case]:
     """These, and each kernel that the products of both models on all ranks come down to."""
     yield from cases(arch)
     target = Target(arch)
-    yield from (_of_product(target, p, "all shapes") for p in coverage.distinct(target))
+    listed: dict[Group, Iterator[products.Product]] = {
+        "all shapes": coverage.products(target),
+        "any tokens": coverage.alike(target),
+    }
+    for group, candidates in listed.items():
+        yield from (_of_product(target, p, group) for p in coverage.distinct(target, candidates))
 
 
 def quick(arch: str) -> Iterator[Case]:
@@ -104,12 +111,15 @@ def _of_product(target: Target, product: products.Product, group: Group) -> Case
     )
 
 
+ALIKE = "deterministic"
 PHASES = {
     "decode": (1, 64, (("bf16", 64), ("bf16", 16), ("fp8", 64), ("fp8", 16))),
     "verify": (4, 16, (("bf16", 16), ("fp8", 16))),
     "prefill": (1024, 4, (("bf16", 64), ("bf16", 16), ("fp8", 16))),
+    ALIKE: (1, 64, (("bf16", 64), ("fp8", 64))),
 }
-"""(queries of a sequence, sequences, (what the pages hold, slots of a page)) of each phase."""
+"""(queries of a sequence, sequences, (what the pages hold, slots of a page)) of each phase.
+Deterministic inference has one kernel for all of them."""
 
 
 def _attention(target: Target) -> Iterator[Case]:
@@ -117,7 +127,7 @@ def _attention(target: Target) -> Iterator[Case]:
     for phase, (queries, sequences, caches) in PHASES.items():
         for pages, slots in caches:
             dtype = BF16 if pages == "bf16" else target.fp8
-            for launch in _attend(target, queries, sequences, dtype, slots):
+            for launch in _attend(target, queries, sequences, dtype, slots, phase == ALIKE):
                 if launch.name == "merge" and (pages, slots) != ("bf16", 64):
                     continue  # the same kernel whatever the pages
                 peers = ATTENTION.get(phase, ()) if launch.name == "attend" else ()
@@ -133,7 +143,7 @@ def _attention(target: Target) -> Iterator[Case]:
 
 
 def _attend(
-    target: Target, queries: int, sequences: int, dtype: torch.dtype, slots: int
+    target: Target, queries: int, sequences: int, dtype: torch.dtype, slots: int, alike: bool
 ) -> list[Recorded]:
     """Sequences of 4,096 tokens that end with `queries` new ones."""
     length = 4096
@@ -143,7 +153,7 @@ def _attend(
     cache = KVCache(_empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype), 0.5, 0.5)
     recorder = Recorder()
     q_THC = _empty(sequences * queries, HEADS, SIZE)
-    attention.attend(recorder, target, q_THC, cache, step, SIZE**-0.5)
+    attention.attend(recorder, target, q_THC, cache, step, SIZE**-0.5, alike)
     return recorder.launches
 
 

@@ -48,7 +48,7 @@ def of_product(target: Target, product: Product) -> Expectation:
     return Expectation(
         dialects=frozenset({dialect}),
         valu_per_matrix=ceiling,
-        dword_loads=4 * small + (32 if quantisation == "block" else 0),
+        dword_loads=8 * small + (32 if quantisation == "block" else 0),
     )
 
 

@@ -2,11 +2,12 @@
 compiling, and the distinct kernels that all of them come down to.
 
 Experts and the dense layers that no vendor library multiplies (FP8 in blocks, FP8 widened to meet
-bf16, and heights that are no multiple of 16) go through one kernel. Its compile-time parameters and
-what Triton is told of its arguments decide which of them share machine code.
+bf16, and heights that are no multiple of 16) go through one kernel, and in deterministic inference
+all dense layers do. Its compile-time parameters and what Triton is told of its arguments decide
+which of them share machine code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -17,10 +18,11 @@ from triton.runtime.jit import create_function_from_signature
 
 from glm_portable.backends._gpu import ALIGNMENT
 from glm_portable.kernels.target import Target
-from glm_portable.kernels.tiles import Tile, choose
+from glm_portable.kernels.tiles import FIXED_ROWS, Tile, choose, fixed
 from glm_portable.virtual.chips import Chip, chip
 from glm_portable.virtual.codegen.peers import Quantisation
 from glm_portable.virtual.codegen.products import CHOSEN, Product, Shape, record
+from glm_portable.virtual.codegen.recording import Recorded
 
 TOKENS = (1, 16, 17, 64, 256, 1024, 4096)
 QUANTISATIONS: tuple[Quantisation, ...] = ("bf16", "channel", "block", "w8a16")
@@ -73,7 +75,7 @@ def _linears(model: Model, name: str, ranks: int) -> Iterator[Shape]:
 def products(target: Target) -> Iterator[Product]:
     """Each launch of the kernel, at the tile that would be chosen for it."""
     for sliced, quantisation, tokens in product(shapes(), QUANTISATIONS, TOKENS):
-        shape = _packed(sliced, quantisation)
+        shape = _packed(sliced)
         if _is_launched(shape, quantisation):
             chosen = CHOSEN if shape.experts > 1 else 1
             codes = torch.bfloat16 if quantisation == "bf16" else target.fp8
@@ -87,9 +89,23 @@ def products(target: Target) -> Iterator[Product]:
             )
 
 
-def _packed(shape: Shape, quantisation: Quantisation) -> Shape:
-    """As the backend lays it out: FP8 of linear layers has columns of zeros up to a multiple."""
-    if shape.experts > 1 or quantisation == "bf16":
+def alike(target: Target) -> Iterator[Product]:
+    """Each launch of the kernel in deterministic inference, where it multiplies all weights."""
+    for sliced, quantisation in product(shapes(), QUANTISATIONS):
+        shape = _packed(sliced)
+        codes = torch.bfloat16 if quantisation == "bf16" else target.fp8
+        tile = fixed(target, shape.experts, shape.k, codes, quantisation == "w8a16")
+        yield Product(
+            f"{shape.model}, any tokens",
+            quantisation,
+            tile,
+            record(target, shape, quantisation, FIXED_ROWS, tile),
+        )
+
+
+def _packed(shape: Shape) -> Shape:
+    """As the backend lays it out: a linear layer has columns of zeros up to a multiple."""
+    if shape.experts > 1:
         return shape
     return replace(shape, k=-(-shape.k // ALIGNMENT) * ALIGNMENT)
 
@@ -102,31 +118,30 @@ def _is_launched(shape: Shape, quantisation: Quantisation) -> bool:
     return shape.experts > 1 or not by_vendor[quantisation]
 
 
-def distinct(target: Target) -> Iterator[Product]:
+def distinct(target: Target, candidates: Iterable[Product]) -> Iterator[Product]:
     """The first product of each kernel that is compiled."""
     seen: set[object] = set()
-    key = _Key(chip(target.arch))
-    for candidate in products(target):
-        if (found := key(candidate)) not in seen:
+    key = KernelKey(chip(target.arch))
+    for candidate in candidates:
+        if (found := key(candidate.launch)) not in seen:
             seen.add(found)
             yield candidate
 
 
-class _Key:
+class KernelKey:
     """What Triton's own cache tells launches apart by: types, constants, attributes, options."""
 
     def __init__(self, at: Chip) -> None:
         self.backend = make_backend(at.target)
-        self.bind: Any = None
+        self.binds: dict[Any, Any] = {}
 
-    def __call__(self, candidate: Product) -> object:
-        launch = candidate.launch
-        if self.bind is None:
-            kernel = launch.kernel
-            self.bind = create_function_from_signature(
+    def __call__(self, launch: Recorded) -> object:
+        kernel = launch.kernel
+        if kernel not in self.binds:
+            self.binds[kernel] = create_function_from_signature(
                 kernel.signature, kernel.params, self.backend
             )
-        _, specialization, options = self.bind(**launch.arguments, **launch.options)
+        _, specialization, options = self.binds[kernel](**launch.arguments, **launch.options)
         return str(specialization), str(sorted(options.items()))
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from glm_portable.errors import UsageError
 from glm_portable.virtual.chips import CHIPS
+from glm_portable.virtual.codegen.cases import SUMMED as SUMMED_GROUPS
 from glm_portable.virtual.codegen.cases import Group
 from glm_portable.virtual.codegen.measure import Result, better_peers
 from glm_portable.virtual.codegen.metrics import Metrics
@@ -38,6 +39,7 @@ TITLES: Mapping[Group, str] = {
     "attention": "attention",
     "rows": "all other kernels",
     "all shapes": "grouped product, every kernel that all shapes of both models come down to",
+    "any tokens": "grouped product, the same in deterministic inference",
 }
 
 
@@ -57,7 +59,7 @@ def sections(results: Iterable[Result]) -> list[Section]:
         groups.setdefault((result.case.target, result.case.group), []).append(result)
     return [
         _summed(f"{target}: {TITLES[group]}", members)
-        if group == "all shapes"
+        if group in SUMMED_GROUPS
         else Section(
             f"{target}: {TITLES[group]}",
             HEADINGS[CHIPS[target].vendor],

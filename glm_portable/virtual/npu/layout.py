@@ -13,7 +13,12 @@ from torch.utils._pytree import tree_map
 from glm_portable.virtual.npu.refusal import Refusal
 
 ND, FRACTAL_NZ = 2, 29
-TAKE_NZ = {"npu::npu_grouped_matmul", "npu::npu_quant_matmul", "npu::get_npu_format"}
+TAKE_NZ = {
+    "npu::npu_grouped_matmul",
+    "npu::npu_quant_matmul",
+    "npu::npu_format_cast",
+    "npu::get_npu_format",
+}
 HARMLESS = {"aten::detach", "aten::alias"}
 
 

@@ -1,10 +1,14 @@
 """What a step's time is told apart into, by a clock that the test moves, and the command once."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -12,6 +16,8 @@ from glm_portable.bench.host.null import VOCABULARY, null_tokenizer
 from glm_portable.bench.host.watch import PARTS, Watch
 from glm_portable.cli import main
 from glm_portable.engine.types import Delta
+
+WAIT_S = 60.0
 
 
 class Clock:
@@ -87,6 +93,27 @@ def test_the_command(tmp_path: Path) -> None:
         assert 0 < rows["engine's process, CPU"]
         assert 0 < rows["server's process, CPU: with sockets"]
         assert all(row in result.output for row in rows)
+
+
+def test_it_serves_the_model_that_computes_nothing() -> None:
+    command = [
+        sys.executable, "-m", "glm_portable", "bench", "host", "--port", "0",
+        "--sequences", "2", "--input-len", "20", "--steps", "10", "--step-ms", "0.1",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("Serving a null model at ")
+            url = line.split()[-1]
+            body = {"prompt": [300] * 8, "max_tokens": 6, "ignore_eos": True}
+            for _ in range(3):  # one by one: it does not wait until all sequences are in
+                answer = httpx.post(f"{url}/completions", json=body, timeout=WAIT_S).json()
+                assert answer["usage"]["completion_tokens"] == 6
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(WAIT_S) == 0
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from glm_portable.virtual.chips import CHIPS
 from glm_portable.virtual.codegen.coverage import (
     QUANTISATIONS,
     TOKENS,
+    alike,
     distinct,
     products,
     shapes,
@@ -35,7 +36,9 @@ def test_every_tile_is_sound(target: str) -> None:
     listed = list(products(at))
     assert {p.quantisation for p in listed} == set(QUANTISATIONS)
     assert {int(p.configuration.split()[-2]) for p in listed} == set(TOKENS)
-    assert [sentence for p in listed for sentence in unsound(at, p)] == []
+    fixed = list(alike(at))
+    assert len(fixed) == len(list(shapes())) * len(QUANTISATIONS)
+    assert [sentence for p in listed + fixed for sentence in unsound(at, p)] == []
 
 
 def test_unsound_tiles_are_named() -> None:
@@ -59,7 +62,7 @@ def test_unsound_tiles_are_named() -> None:
 @pytest.mark.parametrize("target", ["gfx942", "sm_90"])
 def test_products_come_down_to_few_kernels(target: str) -> None:
     at = Target(target)
-    every, few = list(products(at)), list(distinct(at))
+    every, few = list(products(at)), list(distinct(at, products(at)))
     assert 50 < len(few) < len(every) / 5
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "EVEN_K", "ROUTED", "BIAS", "SHARE", "B_ROWS")
     constants = {tuple(p.launch.arguments[n] for n in names) for p in every}
@@ -68,6 +71,15 @@ def test_products_come_down_to_few_kernels(target: str) -> None:
 
 def test_another_number_of_tokens_in_the_same_tile_is_no_new_kernel() -> None:
     """17 tokens give an expert no more rows than 16 do."""
-    experts = [p for p in distinct(Target("gfx942")) if p.launch.arguments["ROUTED"]]
+    at = Target("gfx942")
+    experts = [p for p in distinct(at, products(at)) if p.launch.arguments["ROUTED"]]
     assert any(p.configuration.endswith(" 1 tokens") for p in experts)
     assert not any(p.configuration.endswith(" 17 tokens") for p in experts)
+
+
+def test_deterministic_inference_has_one_tile_for_each_kind_of_product() -> None:
+    at = Target("gfx950")
+    few = list(distinct(at, alike(at)))
+    assert {p.quantisation for p in few} == set(QUANTISATIONS)
+    assert {p.tile.block_m for p in few} == {32}
+    assert any(p.quantisation == "bf16" and not p.launch.arguments["ROUTED"] for p in few)

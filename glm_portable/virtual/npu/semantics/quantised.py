@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_portable.backends.ascend.chip import Chip
-from glm_portable.virtual.npu.layout import FRACTAL_NZ, FractalNz
+from glm_portable.virtual.npu.layout import FRACTAL_NZ, ND, FractalNz
 from glm_portable.virtual.npu.refusal import require, values_needed
 from glm_portable.virtual.npu.semantics.dtypes import of_argument
 from glm_portable.virtual.npu.semantics.undefined import undefined
@@ -235,10 +235,11 @@ def format_cast(
     customize_dtype: int | None = None,
     input_dtype: int | None = None,
 ) -> Tensor:
-    """The weight in FRACTAL_NZ."""
+    """The weight in FRACTAL_NZ, or out of it."""
     op = "npu_format_cast"
-    require(acl_format == FRACTAL_NZ, op, "acl_format", acl_format, "29 is what is simulated")
+    known = "2 and 29 are what is simulated"
+    require(acl_format in (ND, FRACTAL_NZ), op, "acl_format", acl_format, known)
     kinds = (torch.int8, *HALVES)
     require(x.dtype in kinds, op, "input's dtype", x.dtype, f"it must be one of {kinds}")
     require(x.dim() >= 2, op, "input's shape", tuple(x.shape), "it must be a matrix or a stack")
-    return FractalNz(x.contiguous())
+    return FractalNz(x.contiguous()) if acl_format == FRACTAL_NZ else x.clone()
