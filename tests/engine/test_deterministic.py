@@ -14,6 +14,7 @@ from glm_portable.engine import core
 from glm_portable.engine.acceptance import accept
 from glm_portable.engine.engine import Completion, Engine
 from glm_portable.engine.limits import EngineLimits
+from glm_portable.engine.sampling import Sampler
 from glm_portable.engine.types import SamplingParams
 from glm_portable.glm import GLM
 from tests.engine import fake_model
@@ -176,9 +177,9 @@ def test_rows_are_sampled_on_the_host_where_the_chip_sums_by_their_number(
 ) -> None:
     seen: list[type[Tensor]] = []
 
-    def noted(turns: Any, logits_RV: Tensor, vocab_size: int) -> None:
+    def noted(turns: Any, logits_RV: Tensor, sampler: Sampler) -> None:
         seen.append(type(logits_RV))
-        accept(turns, logits_RV.as_subclass(Tensor), vocab_size)
+        accept(turns, logits_RV.as_subclass(Tensor), sampler)
 
     monkeypatch.setattr(core, "accept", noted)
     options = {"batch_invariant": batch_invariant, "max_num_batched_tokens": 64}
