@@ -16,6 +16,7 @@ netstatz, not measured here). A step of more sequences takes longer, so its shar
 @option("--sequences", default="1,64,256", help="In one step; separated by commas.")
 @option("--input-len", type=int, default=1024, help="Tokens of each prompt.")
 @option("--steps", type=int, default=60, help="Decode steps of each measurement.")
+@option("--repeats", type=int, default=3, help="Of everything; the medians are printed.")
 @option("--step-ms", type=float, default=STEP_MS, help="The model's time to compare with.")
 @option("--arithmetic/--no-arithmetic", default=True, help="Also sample on this CPU.")
 @option(

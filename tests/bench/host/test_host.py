@@ -12,6 +12,9 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from glm_portable.bench.host import execute
+from glm_portable.bench.host.execute import Column
+from glm_portable.bench.host.load import Load
 from glm_portable.bench.host.null import VOCABULARY, null_tokenizer
 from glm_portable.bench.host.watch import PARTS, Watch
 from glm_portable.cli import main
@@ -82,7 +85,7 @@ def test_the_command(tmp_path: Path) -> None:
     result = CliRunner().invoke(
         main,
         ["bench", "host", "--sequences", "3", "--input-len", "20", "--steps", "150",
-         "--step-ms", "1", "--no-arithmetic", "--json", str(path)],
+         "--repeats", "1", "--step-ms", "1", "--no-arithmetic", "--json", str(path)],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(path.read_text())
@@ -93,6 +96,22 @@ def test_the_command(tmp_path: Path) -> None:
         assert 0 < rows["engine's process, CPU"]
         assert 0 < rows["server's process, CPU: with sockets"]
         assert all(row in result.output for row in rows)
+
+
+def test_medians_of_several_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each of both kinds three times; the arithmetic of this CPU once."""
+    seconds = iter((5.0, 1.0, 2.0, 9.0, 7.0, 8.0))
+
+    def column(load: Load, tokenizer: object, step_s: float, arithmetic: bool) -> Column:
+        return {"part": next(seconds)} | ({"slow": 100.0} if arithmetic else {})
+
+    monkeypatch.setattr(execute, "_column", column)
+    path = tmp_path / "host.json"
+    command = ["bench", "host", "--sequences", "3", "--json", str(path)]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    found = json.loads(path.read_text())
+    assert found["greedy"] == {"3": {"part": 2.0, "slow": 100.0}}
+    assert found["sampled"] == {"3": {"part": 8.0, "slow": 100.0}}
 
 
 def test_it_serves_the_model_that_computes_nothing() -> None:
@@ -122,6 +141,7 @@ def test_it_serves_the_model_that_computes_nothing() -> None:
         (["--sequences", "x"], "'x' must be counts"),
         (["--sequences", "0"], "at least 1"),
         (["--steps", "3"], "--steps at least 10"),
+        (["--repeats", "0"], "--repeats is 0"),
     ],
 )
 def test_bad_options(options: list[str], sentence: str) -> None:
