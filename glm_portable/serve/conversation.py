@@ -140,7 +140,7 @@ def render(service: Service, request: ChatRequest, limit: Limit) -> Prompt:
     """
     tools = None if request.choice.mode == "none" else list(request.tools or ())
     options = request.template_options
-    if request.choice.forced:  # the call begins at once
+    if request.choice.forced and not request.asks_to_think:  # the call begins at once
         options = {name: on for name, on in options.items() if name != "thinking"}
         options["enable_thinking"] = False
     try:

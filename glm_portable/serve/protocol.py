@@ -244,6 +244,12 @@ class ChatRequest(Request):
             options.pop("enable_thinking", None)
         return options | {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def asks_to_think(self) -> bool:
+        """Whether the request itself turns thinking on, which is the templates' default."""
+        options = self.template_options
+        return options.get("enable_thinking", options.get("thinking")) is True
+
 
 class CompletionRequest(Request):
     """POST /v1/completions"""

@@ -199,7 +199,7 @@ def test_tool_choice(
 ) -> None:
     arguments = "<arg_key>city</arg_key>\n<arg_value>Bonn</arg_value>\n</tool_call>"
     server.engine.script = lambda request: says(arguments if forced else "Hello.")
-    answer = post(http, tools=[WEATHER], tool_choice=choice, thinking=THINKING)
+    answer = post(http, tools=[WEATHER], tool_choice=choice)
     assert (answer["stop_reason"] == "tool_use") == forced
     assert ("get_weather" in server.engine.requests[-1].prompt) == offered
     if forced:

@@ -75,8 +75,7 @@ def test_named_writes_the_beginning_of_the_call(
 
 def test_required_with_one_tool_is_like_naming_it(server: Running, client: openai.OpenAI) -> None:
     server.engine.script = lambda request: says(REST)
-    options: Any = {"extra_body": {"chat_template_kwargs": {"thinking": True}}}
-    answer = chat(client, tools=[WEATHER], tool_choice="required", **options)
+    answer = chat(client, tools=[WEATHER], tool_choice="required")
     assert calls_of(answer.choices[0].message) == [BONN]
     (request,) = server.engine.requests
     opening = "\n<tool_call>get_weather\n"
@@ -84,6 +83,31 @@ def test_required_with_one_tool_is_like_naming_it(server: Running, client: opena
     # The opening is the server's, not the conversation's, whose tokens /tokenize tells as well.
     opened = len(TOKENIZER.encode(opening))
     assert answer.usage.prompt_tokens == len(request.prompt_ids) - opened
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        {"chat_template_kwargs": {"enable_thinking": True}},
+        {"chat_template_kwargs": {"thinking": True}},
+        {"thinking": {"type": "enabled"}},
+    ],
+)
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_who_asks_to_think_thinks_before_a_forced_call(
+    server: Running, client: openai.OpenAI, asking: Any, choice: Any
+) -> None:
+    server.engine.script = lambda request: says(f"Rain?</think>\n{CALL}")
+    answer = chat(client, tools=[WEATHER], tool_choice=choice, extra_body=asking)
+    message = answer.choices[0].message
+    assert calls_of(message) == [BONN] and message.content is None
+    assert message.reasoning_content == "Rain?"
+    (request,) = server.engine.requests
+    assert request.prompt.endswith("<|assistant|>\n<think>")
+    grammar = request.params.grammar
+    assert follows(grammar, f"Rain?</think>\n{CALL}")
+    for wrong in (CALL, f"Rain?</think>\nYes.\n{CALL}", f"\n{REST}", "Rain?</think>\n"):
+        assert not follows(grammar, wrong)
 
 
 OTHERS: Any = [{"type": "function", "function": {"name": n}} for n in ("get", "add")]

@@ -1,7 +1,8 @@
 """What a whole answer must be: thinking first, if the prompt lets the model think, then the format.
 
 - A format alone: the answer is the format.
-- A forced tool_choice: the answer is calls; a format beside it has no say.
+- A forced tool_choice: the answer is calls, which begin in the prompt where no thinking comes
+  first; a format beside it has no say.
 - tool_choice auto with a format: the answer is either calls or the format.
 - tool_choice auto with a strict tool: text and calls as the model likes; the calls are enforced.
 
@@ -81,16 +82,17 @@ async def constrain(
     prompt: Prompt,
     constraint: Constraint,
 ) -> Constrained:
-    """A chat prompt, rendered without thinking if a call is forced. Raises ApiError."""
+    """A chat prompt, at whose end an answer that does not think may begin. Raises ApiError."""
     if not constraint.constrains:
         return Constrained(prompt)
     prefix = ""
-    if constraint.choice.forced:
+    if prompt.thinking:
+        if not prompt.starts_in_reasoning:
+            # GLM-4.5 opens its thinking itself: always, so it can stand in the prompt.
+            prompt = replace(_longer(prompt, f"\n{THINK}", tokenizer), starts_in_reasoning=True)
+    elif constraint.choice.forced:
         prefix = opening(layout, _only_name(constraint))
         prompt = _longer(prompt, prefix, tokenizer)
-    elif prompt.thinking and not prompt.starts_in_reasoning:
-        # GLM-4.5 opens its thinking itself: always, so it can stand in the prompt.
-        prompt = replace(_longer(prompt, f"\n{THINK}", tokenizer), starts_in_reasoning=True)
 
     def write() -> Wanted:
         return _wanted(compiler, layout, prompt, constraint)
@@ -122,14 +124,16 @@ def _only_name(constraint: Constraint) -> str | None:
 def _wanted(compiler: Compiler, layout: Layout, prompt: Prompt, constraint: Constraint) -> Wanted:
     calls = Calls(constraint.tools, layout).rules if constraint.tools else ""
     more = "more_calls" if constraint.parallel else ""
-    if constraint.choice.forced:
-        first = "call" if _only_name(constraint) is None else "rest_of_call"
-        return Wanted(f"start: {first} {more}\n{calls}", "tools")
     thinking, rules = "", calls
     if prompt.starts_in_reasoning:
         tags = (END_THINK, CALL) if constraint.tools else (END_THINK,)
         end = grammar.literal(END_THINK)
         thinking, rules = "THINKING", f"{calls}\nTHINKING: ({grammar.without(*tags)}) {end}"
+    if constraint.choice.forced:
+        first = "call" if _only_name(constraint) is None else "rest_of_call"
+        if thinking:  # then the prompt has not begun the call
+            first = f"{grammar.literal(opening(layout))} call"
+        return Wanted(f"start: {thinking} {first} {more}\n{rules}", "tools")
     if constraint.format is None:
         head, tail = (
             f"HEAD: ({grammar.without(CALL)}) {grammar.literal(CALL)}",

@@ -98,10 +98,12 @@ def test_a_schema_is_always_satisfied(clients: Any, thinking: bool) -> None:
         assert hasattr(choice.message, "reasoning_content") is thinking
 
 
+@pytest.mark.parametrize("thinking", [False, True])
 @pytest.mark.parametrize("layout", get_args(Layout))
-def test_a_strict_tools_arguments_always_are(clients: Any, layout: Layout) -> None:
+def test_a_strict_tools_arguments_always_are(clients: Any, layout: Layout, thinking: bool) -> None:
     options: Any = {"tools": [TOOL, CLOCK], "tool_choice": "required"}
-    for choice in choices(clients[layout], False, parallel_tool_calls=False, **options):
+    for choice in choices(clients[layout], thinking, parallel_tool_calls=False, **options):
+        assert hasattr(choice.message, "reasoning_content") is thinking
         [call] = choice.message.tool_calls
         assert choice.finish_reason == "tool_calls"
         if call.function.name == "Trip":
