@@ -221,6 +221,12 @@ def server_options(command: F) -> F:
 @rank_options
 @server_options
 @option(
+    "--default-chat-template-kwargs",
+    metavar="JSON",
+    type=click.UNPROCESSED,  # a configuration file may hold a mapping
+    help="""For requests that do not say: {"enable_thinking": false}, or clear_thinking.""",
+)
+@option(
     "--reasoning-parser",
     type=click.Choice(["glm45", "glm4_moe"]),
     help="For vLLM's command lines.",

@@ -19,7 +19,7 @@ from glm_portable.engine_task import EngineTask, Ready, Refused
 from glm_portable.errors import UsageError
 from glm_portable.options import import_failure
 from glm_portable.serve.chat import ChatTemplate, tool_call_format
-from glm_portable.serve.flags import take_settings
+from glm_portable.serve.flags import take_settings, template_defaults
 from glm_portable.serve.loading import answering
 from glm_portable.serve.logs import LogFormat, configure
 from glm_portable.serve.remote.client import EngineClient
@@ -61,6 +61,7 @@ def run_server(
     configure(log_format, log_level, log_requests=not disable_log_requests)
     named = bool(options["served_model_name"])
     settings = take_settings(options)
+    defaults = template_defaults(options.pop("default_chat_template_kwargs"))
     limit_options = _limit_options(**limit_options) | {"max_model_len": max_model_len}
     asked = limit_options["enable_deterministic_inference"]
     options["enable_deterministic_inference"] = asked  # decides what computes, too
@@ -88,7 +89,7 @@ def run_server(
             return _fail(error.sentence)
         if not named:
             settings = replace(settings, served_model_names=(ready.name,))
-        service = _service(ready, engine, settings, options, tracing)
+        service = _service(ready, engine, settings, options, defaults, tracing)
         loading.close()
         code = _serve(service, sock, ready, log_format)
         remote = service.remote
@@ -132,12 +133,13 @@ def _service(
     engine: EngineProcess,
     settings: ServerSettings,
     options: dict[str, Any],
+    defaults: dict[str, bool],
     tracing: Tracing | None,
 ) -> Service:
-    """options: of loading."""
+    """options: of loading. defaults: of the chat template's variables."""
     folder, window = Path(ready.folder), ready.limits.max_model_len
     tokenizer = Tokenizer.load(folder, ModelConfig.load(folder))
-    chat = ChatTemplate.load(folder, tokenizer, options["chat_template"])
+    chat = ChatTemplate.load(folder, tokenizer, options["chat_template"], defaults)
     observed = RequestMetrics(window)
     client = EngineClient(engine.sock, ready.limits, tokenizer.vocab_size, ready.stats, observed)
     service = Service(

@@ -91,6 +91,9 @@ def test_command_line_wins_over_environment_over_file(tmp_path: Path) -> None:
         (["serve", "--port", "99999"], "port 99999"),
         (["serve", "--port", "0", "--max-model-len", "9000"], "max_model_len 9000 exceeds"),
         (["serve", "--config", "/no/such.yaml"], "/no/such.yaml"),
+        (["serve", "--default-chat-template-kwargs", "[]"], "'[]' is no JSON object; write it as"),
+        (["serve", "--default-chat-template-kwargs", "off"], "'off' is no JSON object"),
+        (["serve", "--default-chat-template-kwargs", '{"tools": 1}'], "kwargs: 'tools' is not"),
         (["serve", "--preemption-mode", "swap"], "preemption_mode swap is not supported"),
         (
             ["serve", "--chunked-prefill-size", "64", "--max-num-batched-tokens", "65"],

@@ -45,12 +45,15 @@ def test_the_server_imports_no_torch() -> None:
 
 
 def test_both_processes_answer_log_measure_and_end_in_order() -> None:
-    with served("--log-format", "json", "--log-level", "debug") as (url, server, engine):
+    quiet = ("--default-chat-template-kwargs", '{"enable_thinking": false}')
+    with served("--log-format", "json", "--log-level", "debug", *quiet) as (url, server, engine):
         ended = os.pidfd_open(engine)
         body: dict[str, Any] = {"messages": HI, "max_tokens": 5, "temperature": 0}
         body["response_format"] = {"type": "json_object"}  # a grammar: compiled on both sides
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=WAIT_S)
         assert answer.status_code == 200, answer.text
+        message = answer.json()["choices"][0]["message"]
+        assert message["content"] and "reasoning_content" not in message
         health = httpx.get(f"{url}/health", params={"check": "numerics"}, timeout=WAIT_S)
         assert health.json()["numerics"]["drift"] == 0.0
         found = httpx.get(f"{url}/metrics", timeout=WAIT_S).text

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jinja2
@@ -54,12 +55,17 @@ class ChatTemplate:
     """A compiled chat template and the tokenizer its text is meant for.
 
     source None: the model has none, as base models do not; it completes text, and `encode` says so.
+    defaults: template variables that a conversation may set otherwise.
     """
 
     def __init__(
-        self, source: str | None, tokenizer: Tokenizer, name: str = "chat template"
+        self,
+        source: str | None,
+        tokenizer: Tokenizer,
+        name: str = "chat template",
+        defaults: Mapping[str, bool] = MappingProxyType({}),
     ) -> None:
-        self.source = source
+        self.source, self._defaults = source, {"add_generation_prompt": True, **defaults}
         self._template: jinja2.Template | None = None
         if source is not None:
             self._template = compile_template(source, name)
@@ -71,13 +77,19 @@ class ChatTemplate:
         return self._template is None
 
     @classmethod
-    def load(cls, folder: Path, tokenizer: Tokenizer, file: Path | None = None) -> "ChatTemplate":
+    def load(
+        cls,
+        folder: Path,
+        tokenizer: Tokenizer,
+        file: Path | None = None,
+        defaults: Mapping[str, bool] = MappingProxyType({}),
+    ) -> "ChatTemplate":
         """The operator's `file`, or the template of a checkpoint folder, which may be missing.
 
         Raises UsageError if it cannot be read, or cannot render a plain conversation.
         """
         source, name = _find_source(folder, file)
-        template = cls(source, tokenizer, name)
+        template = cls(source, tokenizer, name, defaults)
         try:
             if not template.missing:
                 template.encode([{"role": "user", "content": "Hello"}])
@@ -104,7 +116,7 @@ class ChatTemplate:
                 "this model has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json); name one with --chat-template, or complete plain text."
             )
-        switches = template_variables(chat_template_kwargs)
+        switches = self._defaults | template_variables(chat_template_kwargs)
         try:
             request = [normalize_messages(messages), normalize_tools(tools)]
             plain = PlainText(request, self._tokenizer.control_tokens, self._tokenizer.tags)
@@ -162,7 +174,7 @@ def template_variables(given: Mapping[str, Any] | None) -> dict[str, bool]:
     """
     if given is not None and not isinstance(given, Mapping):
         raise UsageError("chat_template_kwargs must be an object.")
-    switches = {"add_generation_prompt": True}
+    switches: dict[str, bool] = {}
     seen: dict[str, str] = {}
     for name, value in (given or {}).items():
         if name in IGNORED_SWITCHES or (name in SWITCHES and value is None):
@@ -174,7 +186,7 @@ def template_variables(given: Mapping[str, Any] | None) -> dict[str, bool]:
         if not isinstance(value, bool):
             raise UsageError(f"chat_template_kwargs: {name} must be true or false, not {value!r}.")
         variable = SWITCHES[name]
-        if switches.get(variable, value) != value and variable in seen:
+        if switches.get(variable, value) != value:
             raise UsageError(f"chat_template_kwargs: {seen[variable]} and {name} contradict.")
         switches[variable], seen[variable] = value, name
     return switches

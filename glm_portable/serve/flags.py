@@ -1,11 +1,12 @@
 """The options of the HTTP server on the command line, as its settings."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from glm_portable.errors import UsageError
+from glm_portable.serve.chat import template_variables
 from glm_portable.serve.settings import ServerSettings
 
 
@@ -46,6 +47,23 @@ def _keys(file: Path) -> list[str]:
     if not keys:  # an open server is not what was meant
         raise UsageError(f"--api-key-file {file} holds no key; write one a line.")
     return keys
+
+
+def template_defaults(given: str | Mapping[str, Any] | None) -> dict[str, bool]:
+    """The template variables of --default-chat-template-kwargs. Raises UsageError."""
+    flag, read = "--default-chat-template-kwargs", given
+    if isinstance(given, str):
+        try:
+            read = json.loads(given)
+        except ValueError:
+            read = given
+    if not isinstance(read, Mapping | None):
+        example = '{"enable_thinking": false}'
+        raise UsageError(f"{flag} {given!r} is no JSON object; write it as '{example}'.")
+    try:
+        return template_variables(read)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {str(error).removeprefix('chat_template_kwargs: ')}") from None
 
 
 def _origins(given: Iterable[str]) -> tuple[str, ...]:

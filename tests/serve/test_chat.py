@@ -79,6 +79,16 @@ def test_thinking_is_an_alias_and_null_is_unset() -> None:
     assert rendered(HELLO, reasoning_effort="high") == rendered(HELLO)
 
 
+def test_an_operators_defaults_are_for_those_who_do_not_say() -> None:
+    template = ChatTemplate.load(FOLDER, TOKENIZER, defaults={"enable_thinking": False})
+    assert template.encode(HELLO).text == rendered(HELLO, enable_thinking=False)
+    for name in ("enable_thinking", "thinking"):
+        switches = {name: True}
+        assert template.encode(HELLO, chat_template_kwargs=switches).text == rendered(HELLO)
+        unsaid = {name: None}
+        assert template.encode(HELLO, chat_template_kwargs=unsaid).text != rendered(HELLO)
+
+
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
