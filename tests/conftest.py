@@ -1,6 +1,18 @@
-"""The options of tests/kernels; pytest reads them here, before it looks for tests."""
+"""What pytest reads before it looks for tests: the options of tests/kernels, and hypothesis'.
+
+No test is timed: on a busy machine any example may take seconds, and so may making it.
+"""
+
+from importlib.util import find_spec
 
 import pytest
+
+if find_spec("hypothesis"):  # tests/ascend and its environment do without
+    from hypothesis import HealthCheck, settings
+
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("untimed", deadline=None, suppress_health_check=slow)
+    settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
