@@ -164,6 +164,8 @@ def gemm(
     bias_N: Tensor | None = None,
 ) -> Tensor:
     """a @ data[0].T + bias, (T, N) in `dtype`: for weights that no vendor library multiplies."""
+    if len(a_TR) == 0:
+        return torch.empty(0, b.data.shape[1], dtype=dtype, device=a_TR.device)
     return _launch(launch, a_TR, a_scale, b, None, tile, dtype, len(a_TR), None, bias_N)
 
 

@@ -71,7 +71,7 @@ def test_products_with_a_weight(machine: Machine, kind: str) -> None:
     def run(rows: slice) -> Tensor:
         return backend.linear(x[rows].clone(), w)
 
-    rows = [slice(0, 1), slice(34, 35), slice(16, 33)]
+    rows = [slice(0, 1), slice(34, 35), slice(16, 33), slice(0, 0)]
     assert same_alone(run, run(slice(0, 35)), rows)
 
 
