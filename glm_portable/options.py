@@ -5,8 +5,10 @@ Every option can also come from the environment as GLM_PORTABLE_<NAME> and from 
 with dashes or underscores. Bad input is one sentence on stderr and exit code 2.
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +57,24 @@ def option(*declarations: str, **attributes: Any) -> Callable[[F], F]:
         "show_default": True,
     }
     return click.option(*declarations, **(settings | attributes))
+
+
+def json_object(
+    flag: str, given: str | Mapping[str, Any] | None, example: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What an option's JSON says, or the mapping that a configuration file has; nothing, of None.
+
+    Raises UsageError with the example.
+    """
+    read: Any = given
+    if isinstance(given, str):
+        with suppress(ValueError):
+            read = json.loads(given)
+    if read is not None and not isinstance(read, Mapping):
+        raise UsageError(
+            f"{flag} {given!r} is no JSON object; write it as '{json.dumps(example)}'."
+        )
+    return dict(read or {})
 
 
 def import_failure(error: RuntimeError) -> str | None:

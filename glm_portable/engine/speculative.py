@@ -1,11 +1,11 @@
 """How many tokens to draft, as vLLM's and SGLang's command lines say it; torch-free."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, get_args
 
 from glm_portable.errors import UsageError
+from glm_portable.options import json_object
 
 MOST = 5
 """Drafts at a time. The MTP layer was trained for one, so each further one is a worse guess."""
@@ -86,21 +86,9 @@ def from_options(
         return _from_sglang(algorithm, num_steps, eagle_topk, num_draft_tokens)
     if speculative_config is None and not ours:
         return None
-    return SpeculativeConfig.of(_mapping(speculative_config or {}) | ours)
-
-
-def _mapping(given: str | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            given = cast(Mapping[str, Any], given)
-    if not isinstance(given, Mapping):
-        raise UsageError(
-            f"--speculative-config {given!r} is no JSON object; write it as "
-            """'{"method": "mtp", "num_speculative_tokens": 1}'."""
-        )
-    return dict(given)
+    example = {"method": "mtp", "num_speculative_tokens": 1}
+    given = json_object("--speculative-config", speculative_config, example)
+    return SpeculativeConfig.of(given | ours)
 
 
 def _from_sglang(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_portable.errors import UsageError
+from glm_portable.options import json_object
 from glm_portable.serve.chat import template_variables
 from glm_portable.serve.settings import ServerSettings
 
@@ -51,15 +52,8 @@ def _keys(file: Path) -> list[str]:
 
 def template_defaults(given: str | Mapping[str, Any] | None) -> dict[str, bool]:
     """The template variables of --default-chat-template-kwargs. Raises UsageError."""
-    flag, read = "--default-chat-template-kwargs", given
-    if isinstance(given, str):
-        try:
-            read = json.loads(given)
-        except ValueError:
-            read = given
-    if not isinstance(read, Mapping | None):
-        example = '{"enable_thinking": false}'
-        raise UsageError(f"{flag} {given!r} is no JSON object; write it as '{example}'.")
+    flag = "--default-chat-template-kwargs"
+    read = json_object(flag, given, {"enable_thinking": False})
     try:
         return template_variables(read)
     except UsageError as error:
