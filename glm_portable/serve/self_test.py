@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 
+from glm_portable.engine.admission import EngineDraining
 from glm_portable.engine.completion import Answer, EngineFailure
 from glm_portable.engine.types import SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
-from glm_portable.serve.errors import ApiError
+from glm_portable.serve.errors import ApiError, unavailable
 from glm_portable.serve.generation import Engine, Generation, Job
 from glm_portable.tokenizer import Tokenizer
 
@@ -100,6 +101,8 @@ class SelfTest:
         try:
             now = await self._compute(engine)
             self._last = self._compare(now, await self._examine(engine))
+        except EngineDraining as error:
+            raise unavailable(str(error)) from None
         except ApiError as error:
             if error.status == 503:  # the server is ending; that says nothing of the numbers
                 raise

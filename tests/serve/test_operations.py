@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from glm_portable import GLM
-from glm_portable.engine.engine import Engine
+from glm_portable.engine.engine import Engine, EngineDraining
 from glm_portable.engine.types import Delta, SamplingParams, TokenLogprob
 from glm_portable.errors import UsageError
 from glm_portable.serve.loading import answering
@@ -153,7 +153,7 @@ def test_weights_that_changed_are_named_while_requests_run() -> None:
     moe = glm.model.layers[-1].moe
     assert moe is not None
     down, whole = moe.down.data[3], moe.down.data[3].clone()
-    capacity = glm.limits(memory_bytes=2**26, max_model_len=512)
+    capacity = glm.limits(memory_bytes=2**26, max_model_len=4096)
     with Engine(glm.model, glm.tokenizer, capacity) as engine, fake_server() as running:
         running.service.engine = Threaded(engine)
         minutes = iter(range(0, 10**6, 60))
@@ -161,7 +161,7 @@ def test_weights_that_changed_are_named_while_requests_run() -> None:
         running.service.self_test = SelfTest(text, clock=minutes.__next__)
         running.service.self_test.record(engine)
         ended = threading.Event()
-        other = SamplingParams(temperature=0, ignore_eos=True, max_tokens=400)
+        other = SamplingParams(temperature=0, ignore_eos=True, max_tokens=4000)
         number = engine.submit(text, other, lambda d: ended.set() if d.finish_reason else None)
 
         def check() -> httpx.Response:
@@ -190,6 +190,22 @@ def test_a_fault_of_the_weights_fails_the_self_test_by_itself() -> None:
         assert answer.status_code == 503
         said = "The self-test failed: norm has changed since the start."
         assert answer.json()["error"]["message"] == said
+
+
+@pytest.mark.parametrize("method", ["submit", "examine"])
+def test_an_engine_that_ends_before_its_self_test_fails_none(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        raise EngineDraining("The engine has ended.")
+
+    with fake_server() as running, httpx.Client(base_url=running.url) as http:
+        running.service.self_test = SelfTest([1])
+        running.engine.script = lambda request: numbers(0)
+        monkeypatch.setattr(running.engine, method, ended)
+        answer = http.get("/health?check=numerics")
+        assert answer.status_code == 503 and "The engine has ended." in answer.text
+        assert running.service.self_test.failure is None
 
 
 def test_a_model_without_finite_numbers_does_not_start() -> None:
